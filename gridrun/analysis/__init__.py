@@ -1,0 +1,1 @@
+"""Reading sweeps: tables, statistics over repeats, models; loads no torch by itself."""

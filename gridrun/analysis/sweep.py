@@ -1,0 +1,295 @@
+"""A sweep for people: results, the best grid point, its models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gridrun.analysis import tables
+from gridrun.errors import CheckpointError, StoreError
+from gridrun.plugins import Library, library_of
+from gridrun.run import RunState
+from gridrun.store import RunFolder, SweepFolder, read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from gridrun.config import Hyperparams
+
+Epoch = int | Literal["best", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridPoint:
+    """A grid point with its repeats.
+
+    Args:
+        axes: Swept key to value.
+        metric: By which it was chosen.
+        mean: Over the repeats.
+        ci: 95 % interval of the mean; None for a single repeat.
+        numbers: Its runs.
+        left_out: Axes of grid points that were passed over as incomplete.
+    """
+
+    axes: dict[str, Any]
+    metric: str
+    mean: float
+    ci: tuple[float, float] | None
+    numbers: tuple[int, ...]
+    left_out: tuple[dict[str, Any], ...] = ()
+
+
+class Run:
+    """A recorded run.
+
+    Args:
+        path: Its folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = RunFolder(Path(path))
+        self.record = self.folder.read()
+        self.number: int = self.record["number"]
+
+    def __repr__(self) -> str:
+        return f"Run({self.number}, {self.state.value}, {self.folder.path.name!r})"
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands now."""
+        return self.folder.state()
+
+    @property
+    def library(self) -> Library:
+        """The library that its model belongs to."""
+        found = library_of(read_record(self.folder.hyperparams)["model_type"])
+        if found is None:
+            raise StoreError(f"{self.folder.path}: its model is of no known library")
+        return found
+
+    @property
+    def hyps(self) -> Hyperparams:
+        """Its complete configuration."""
+        values = read_record(self.folder.hyperparams)
+        return self.library.schema.model_validate(values)
+
+    def metrics(self) -> pd.DataFrame:
+        """One row an epoch: losses, metrics, learning rate, seconds."""
+        import pandas as pd
+
+        return pd.DataFrame(self.folder.read_metrics())
+
+    def epochs(self) -> list[int]:
+        """Epochs whose checkpoint is kept."""
+        return [f["epoch"] for f in self.folder.read_index()["files"].values()]
+
+    def checkpoint(self, epoch: Epoch = "best") -> dict[str, Any]:
+        """Everything that was saved at an epoch.
+
+        Raises:
+            CheckpointError: If that epoch is not saved or its file is damaged.
+        """
+        from gridrun.training.checkpoint import from_bytes
+
+        index = self.folder.read_index()
+        number = index[epoch] if isinstance(epoch, str) else epoch
+        if number is None:
+            raise CheckpointError(f"{self.folder.path}: no epoch is saved yet")
+        content = self.folder.read_checkpoint(number)
+        return from_bytes(content, self.folder.checkpoint_path(number))
+
+    def load_model(self, epoch: Epoch = "best") -> nn.Module:
+        """Its model in eval mode, on the CPU, with `hyps` and `norm_stats`.
+
+        Args:
+            epoch: best, last, or a number from `epochs()`.
+
+        Raises:
+            CheckpointError: If that epoch is not saved or its file is damaged.
+        """
+        from gridrun.training.trainer import rebuild_model
+
+        return rebuild_model(self.library, self.checkpoint(epoch))
+
+    def predict(self, split: str = "test", epoch: Epoch = "best") -> Any:
+        """Predictions on train, val or test, as the run's library defines them."""
+        trainer = self.library.load_trainer()
+        return trainer.predict(self.load_model(epoch), self.hyps, split)
+
+
+class Sweep:
+    """A sweep's folder, read anew at each question.
+
+    Args:
+        path: The folder that holds sweep.json.
+
+    Raises:
+        StoreError: If there is no sweep.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = SweepFolder(Path(path))
+        self.folder.read()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {state}" for state, n in self.states().items())
+        return f"Sweep({str(self.folder.path)!r}: {counts})"
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.folder.path
+
+    def states(self) -> dict[str, int]:
+        """Number of runs in each state."""
+        counts: dict[str, int] = {}
+        for run in tables.read_runs(self.folder):
+            counts[run.state.value] = counts.get(run.state.value, 0) + 1
+        return counts
+
+    def results(self) -> pd.DataFrame:
+        """One row per run (columns: README of training_scripts)."""
+        import pandas as pd
+
+        return pd.DataFrame(tables.result_rows(tables.read_runs(self.folder)))
+
+    def history(self) -> pd.DataFrame:
+        """Long table of every epoch: run, epoch, metric, value."""
+        import pandas as pd
+
+        rows = [
+            {"run": r.record["number"], "epoch": row["epoch"], "metric": m, "value": v}
+            for r in tables.read_runs(self.folder)
+            for row in r.epochs
+            for m, v in row.items()
+            if m != "epoch"
+        ]
+        return pd.DataFrame(rows, columns=["run", "epoch", "metric", "value"])
+
+    def summary(self, metric: str | None = None) -> pd.DataFrame:
+        """One row per grid point: n, mean, sd, sem and 95 % interval.
+
+        Args:
+            metric: Only this one, with plain column names; None: all metrics.
+        """
+        import pandas as pd
+
+        runs = tables.read_runs(self.folder)
+        table = pd.DataFrame(tables.summary_rows(runs))
+        if metric is None:
+            return table
+        known = tables.metric_names(tables.result_rows(runs))
+        tables.check_metric(metric, known)
+        kept = [*tables.axis_names(runs), "n_failed"]
+        columns = {f"{metric}_{name}": name for name in tables.statistics([])}
+        return table[[*kept, *columns]].rename(columns=columns)
+
+    def best(
+        self,
+        metric: str = "val_acc",
+        mode: Literal["min", "max"] | None = None,
+        allow_partial: bool = False,
+    ) -> GridPoint:
+        """The grid point with the best mean over its repeats.
+
+        Args:
+            metric: A metric column of `results()`.
+            mode: What is better; None: max for accuracies and test scores, min for
+                losses.
+            allow_partial: Also consider points some of whose repeats are not done.
+
+        Raises:
+            ConfigError: For an unknown metric, or one without a known mode.
+            StoreError: If no grid point is complete.
+        """
+        runs = tables.read_runs(self.folder)
+        tables.check_metric(metric, tables.metric_names(tables.result_rows(runs)))
+        points: dict[str, list[tables.RunSummary]] = {}
+        for run in runs:
+            points.setdefault(run.point, []).append(run)
+        sign = -1 if tables.better(metric, mode, runs) == "min" else 1
+        found, left_out = [], []
+        names = tables.axis_names(runs)
+        for repeats in points.values():
+            done = [r for r in repeats if r.state is RunState.DONE]
+            axes = {name: tables.axis_value(repeats[0], name) for name in names}
+            if not done or (len(done) < len(repeats) and not allow_partial):
+                left_out.append(axes)
+                continue
+            stats = tables.statistics([run.metrics()[metric] for run in done])
+            numbers = tuple(run.record["number"] for run in done)
+            found.append((axes, stats, numbers))
+        if not found:
+            raise StoreError(f"{self.path}: no grid point has all its repeats done")
+        axes, stats, numbers = max(found, key=lambda one: sign * (one[1]["mean"] or 0))
+        low, high = stats["ci_low"], stats["ci_high"]
+        return GridPoint(
+            axes=axes,
+            metric=metric,
+            mean=float(stats["mean"] or 0),
+            ci=None if low is None or high is None else (low, high),
+            numbers=numbers,
+            left_out=tuple(left_out),
+        )
+
+    def best_run(
+        self, metric: str = "val_acc", mode: Literal["min", "max"] | None = None
+    ) -> Run:
+        """The run of the best grid point that is nearest to the point's median."""
+        import statistics
+
+        point = self.best(metric, mode)
+        values = {
+            run.record["number"]: run.metrics()[metric]
+            for run in tables.read_runs(self.folder)
+            if run.record["number"] in point.numbers
+        }
+        median = statistics.median_low(list(values.values()))
+        return self.run(min(values, key=lambda n: (abs(values[n] - median), n)))
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order of their numbers."""
+        return [Run(folder.path) for _, folder in self.folder.runs()]
+
+    def run(self, number: int) -> Run:
+        """A run by number.
+
+        Raises:
+            StoreError: If the sweep has none of that number.
+        """
+        known = dict(self.folder.runs())
+        if number not in known:
+            there = ", ".join(map(str, known)) or "none"
+            raise StoreError(f"{self.path}: no run {number}; runs: {there}")
+        return Run(known[number].path)
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Open a sweep's folder; works while others write to it.
+
+    Raises:
+        StoreError: If there is no sweep.
+    """
+    return Sweep(path)
+
+
+def load_model(path: str | Path, epoch: Epoch = "best") -> nn.Module:
+    """A model from a run's folder or from one checkpoint file; needs no data."""
+    path = Path(path)
+    if path.is_dir():
+        return Run(path).load_model(epoch)
+    from gridrun.training.checkpoint import from_bytes
+    from gridrun.training.trainer import rebuild_model
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    state = from_bytes(content, path)
+    library = library_of(str(state["hyps"]["model_type"]))
+    if library is None:
+        raise CheckpointError(f"{path}: its model is of no known library")
+    return rebuild_model(library, state)

@@ -1,0 +1,289 @@
+"""Tables of a sweep, derived from its run folders."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from gridrun.config import get_nested, keys_of, suggest
+from gridrun.errors import ConfigError, StoreError
+from gridrun.plugins import libraries
+from gridrun.run import RunState
+from gridrun.store import RunFolder, SweepFolder, read_record, write_durably
+
+CONFIDENCE = 0.95
+NOT_METRICS = ("epoch", "lr", "time_s")
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """What the tables need of one run.
+
+    Args:
+        folder: Where it is.
+        record: Its run.json.
+        state: Its state now.
+        hyps: Its hyperparams.json.
+        epochs: Rows of its metrics.csv.
+    """
+
+    folder: RunFolder
+    record: Mapping[str, Any]
+    state: RunState
+    hyps: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, float]]
+
+    @property
+    def point(self) -> str:
+        """Equal for the repeats of a grid point."""
+        return str(self.record["point"])
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics at the best epoch, at the last (`_last`), and of the test split."""
+        found: dict[str, float] = {}
+        best = self.record.get("best_epoch")
+        if self.epochs:
+            last = self.epochs[-1]
+            at_best = next((r for r in self.epochs if r["epoch"] == best), {})
+            names = [name for name in last if name not in NOT_METRICS]
+            found |= {name: at_best[name] for name in names if name in at_best}
+            found |= {f"{name}_last": last[name] for name in names}
+        return found | (self.record.get("test") or {})
+
+
+def read_runs(sweep: SweepFolder) -> list[RunSummary]:
+    """All runs of a sweep that have a readable record, in the order of numbers.
+
+    Raises:
+        StoreError: If there is no sweep.
+    """
+    sweep.read()
+    runs = []
+    for _, folder in sweep.runs():
+        try:
+            record = folder.read()
+            hyps = read_record(folder.hyperparams)
+        except StoreError:
+            continue
+        runs.append(
+            RunSummary(
+                folder, record, folder.state(record), hyps, folder.read_metrics()
+            )
+        )
+    return runs
+
+
+def axis_names(runs: Iterable[RunSummary]) -> list[str]:
+    """Swept keys of all requests, and keys in which grid points otherwise differ."""
+    names: dict[str, None] = {}
+    runs = list(runs)
+    for run in runs:
+        names |= dict.fromkeys(run.record["axes"])
+    skipped = {"seed", "split_seed", *names}
+    first_of_point = list({run.point: run for run in reversed(runs)}.values())
+    for key in dict.fromkeys(key for run in first_of_point for key in run.hyps):
+        if key in skipped or any(name.startswith(f"{key}.") for name in names):
+            continue
+        if key in _points_differ_by():
+            values = {
+                json.dumps(r.hyps.get(key), sort_keys=True) for r in first_of_point
+            }
+            if len(values) > 1:
+                names[key] = None
+    return list(names)
+
+
+def _points_differ_by() -> frozenset[str]:
+    """Keys that can make two grid points two."""
+    return frozenset(
+        name
+        for library in libraries().values()
+        for name, facts in keys_of(library.schema).items()
+        if facts.identity == "yes"
+    )
+
+
+def cell(value: Any) -> Any:
+    """A value as a table shows it: lists and objects as JSON text."""
+    if isinstance(value, list | dict | tuple):
+        return json.dumps(value)
+    return value
+
+
+def result_rows(runs: Sequence[RunSummary]) -> list[Row]:
+    """One row per run."""
+    axes = axis_names(runs)
+    rows = []
+    for run in runs:
+        attempts = run.record["attempts"]
+        row: Row = {
+            "number": run.record["number"],
+            "state": run.state.value,
+            "repeat": run.record["repeat"],
+            "seed": run.hyps["seed"],
+        }
+        row |= {name: cell(axis_value(run, name)) for name in axes}
+        row["best_epoch"] = run.record.get("best_epoch")
+        row |= run.metrics()
+        row["duration_s"] = round(sum(r["time_s"] for r in run.epochs), 3)
+        row["parameters"] = run.record.get("parameters")
+        row["engine"] = attempts[-1].get("engine") if attempts else None
+        row["folder"] = run.folder.path.name
+        row["error"] = run.record.get("error")
+        rows.append(row)
+    return _aligned(rows)
+
+
+def axis_value(run: RunSummary, name: str) -> Any:
+    """A run's value of a swept key, dotted or not."""
+    if name in run.record["axes"]:
+        return run.record["axes"][name]
+    return get_nested(run.hyps, name)
+
+
+def _aligned(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the same columns; metrics that only some have come among the others."""
+    tail = ["duration_s", "parameters", "engine", "folder", "error"]
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(name for name in row if name not in tail)
+    return [{name: row.get(name) for name in [*columns, *tail]} for row in rows]
+
+
+def metric_names(rows: Iterable[Row]) -> list[str]:
+    """The metric columns of result rows."""
+    names: dict[str, None] = {}
+    for row in rows:
+        started = False
+        for name in row:
+            if name == "duration_s":
+                break
+            if started:
+                names[name] = None
+            started = started or name == "best_epoch"
+    return list(names)
+
+
+def summary_rows(runs: Sequence[RunSummary]) -> list[Row]:
+    """One row per grid point: n, mean, sd, sem and 95 % interval of each metric."""
+    axes = axis_names(runs)
+    metrics = metric_names(result_rows(runs))
+    points: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        points.setdefault(run.point, []).append(run)
+    rows = []
+    for repeats in points.values():
+        done = [run.metrics() for run in repeats if run.state is RunState.DONE]
+        row: Row = {name: cell(axis_value(repeats[0], name)) for name in axes}
+        row["n_failed"] = sum(
+            run.state in (RunState.FAILED, RunState.DIVERGED) for run in repeats
+        )
+        for metric in metrics:
+            values = [found[metric] for found in done if metric in found]
+            for name, value in statistics(values).items():
+                row[f"{metric}_{name}"] = value
+        rows.append(row)
+    return rows
+
+
+def statistics(values: Sequence[float]) -> dict[str, float | int | None]:
+    """n, mean, sd (n − 1), sem and Student's 95 % interval; None where undefined."""
+    n = len(values)
+    names = ("n", "mean", "sd", "sem", "ci_low", "ci_high")
+    empty: dict[str, float | int | None] = dict.fromkeys(names)
+    if not n:
+        return empty | {"n": 0}
+    mean = math.fsum(values) / n
+    if n == 1:
+        return empty | {"n": 1, "mean": mean}
+    from scipy.special import stdtrit
+
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    sem = sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * sem
+    numbers = (n, mean, sd, sem, mean - half, mean + half)
+    return dict(zip(names, numbers, strict=True))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV; missing values empty."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_tables(sweep: SweepFolder) -> None:
+    """Derive results.csv and summary.csv from the run folders."""
+    with sweep.locked():
+        runs = read_runs(sweep)
+        write_durably(sweep.results, csv_text(result_rows(runs)))
+        write_durably(sweep.summary, csv_text(summary_rows(runs)))
+
+
+def text_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows as aligned text."""
+    if not rows:
+        return "(no rows)"
+    names = list(columns or rows[0])
+    lines = [names, *([_shown(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def check_metric(metric: str, known: Sequence[str]) -> None:
+    """Refuse an unknown metric.
+
+    Raises:
+        ConfigError: With the nearest known one.
+    """
+    if metric not in known:
+        raise ConfigError(f"unknown metric {metric!r}{suggest(metric, known)}")
+
+
+def better(
+    metric: str, mode: str | None, runs: Sequence[RunSummary]
+) -> Literal["min", "max"]:
+    """What is better: `mode`, or what the metric's name says.
+
+    Args:
+        metric: A metric column.
+        mode: min, max, or None.
+        runs: Whose `monitor` decides where the name does not.
+
+    Raises:
+        ConfigError: If that is not known.
+    """
+    if mode is not None:
+        if mode not in ("min", "max"):
+            raise ConfigError(f"mode: expected min or max, got {mode!r}")
+        return "min" if mode == "min" else "max"
+    plain = metric.removesuffix("_last")
+    if plain == "loss" or plain.endswith("_loss"):
+        return "min"
+    if plain.endswith("_acc") or plain.startswith("test_"):
+        return "max"
+    for run in runs:
+        name, _, chosen = str(run.hyps.get("monitor", "")).partition(":")
+        if name == plain and chosen:
+            return "min" if chosen == "min" else "max"
+    raise ConfigError(f"{metric}: say what is better, mode='min' or mode='max'")

@@ -1,0 +1,120 @@
+"""A configuration completed by its schema and checked, without torch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from gridrun.config.keys import Hyperparams, defaults_of, keys_of
+from gridrun.config.messages import expectation, shown, suggest
+
+H = TypeVar("H", bound=Hyperparams)
+
+
+@functools.cache
+def json_schema(schema: type[Hyperparams]) -> dict[str, Any]:
+    """The JSON Schema of a library's hyperparameters."""
+    return schema.model_json_schema()
+
+
+def _field_expectation(schema: type[Hyperparams], name: str) -> str:
+    return expectation(json_schema(schema)["properties"][name])
+
+
+def complete(
+    values: Mapping[str, Any], schema: type[H]
+) -> tuple[H | None, list[tuple[str, str]]]:
+    """Complete one configuration by defaults and check all that needs no model.
+
+    Args:
+        values: Key to value, as given.
+        schema: The library's hyperparameters.
+
+    Returns:
+        The configuration with final values, or None; and every (key, message).
+    """
+    given = dict(values)
+    problems = _lift_optimizer_args(given)
+    for name, value in given.items():
+        problems += _availability(name, value, schema)
+    model_type = given.get("model_type")
+    if isinstance(model_type, str):
+        given = {**copy.deepcopy(dict(schema.model_defaults(model_type))), **given}
+    try:
+        hyps = schema.model_validate(given)
+    except ValidationError as error:
+        return None, problems + _readable(error, given, schema)
+    problems += hyps.problems()
+    if problems:
+        return None, problems
+    return hyps.model_copy(update=hyps.resolved()), []
+
+
+def _lift_optimizer_args(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Read lr and weight_decay of optimizer_args as the keys lr and l2."""
+    problems = []
+    args = values.get("optimizer_args")
+    if isinstance(args, dict):
+        for inner, name in (("lr", "lr"), ("weight_decay", "l2")):
+            if inner not in args:
+                continue
+            if name in values:
+                problems.append(
+                    (
+                        "optimizer_args",
+                        f"{inner} is the key {name}, which is given too; keep one",
+                    )
+                )
+            else:
+                values[name] = args[inner]
+        kept = {k: v for k, v in args.items() if k not in ("lr", "weight_decay")}
+        values["optimizer_args"] = kept
+    return problems
+
+
+def _availability(
+    name: str, value: Any, schema: type[Hyperparams]
+) -> list[tuple[str, str]]:
+    facts = keys_of(schema).get(name)
+    if facts is None or facts.available is True:
+        return []
+    default = defaults_of(schema).get(name)
+    allowed = facts.available or (default,)
+    if any(type(value) is type(one) and value == one for one in allowed):
+        return []
+    texts = " or ".join(shown(one) for one in allowed)
+    return [(name, f"{shown(value)} is not available yet; leave it out or at {texts}")]
+
+
+def _readable(
+    error: ValidationError, given: Mapping[str, Any], schema: type[Hyperparams]
+) -> list[tuple[str, str]]:
+    problems: dict[str, str] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if item["type"] == "missing":
+            problems[name] = f"required ({_field_expectation(schema, name)})"
+        elif item["type"] == "extra_forbidden":
+            problems[name] = unknown_key(name, schema)
+        else:
+            expected = _field_expectation(schema, name)
+            problems[name] = f"expected {expected}; got {shown(given.get(name))}"
+    return list(problems.items())
+
+
+def unknown_key(name: str, schema: type[Hyperparams]) -> str:
+    """What to say of a key that the schema lacks."""
+    from gridrun.plugins import libraries
+
+    others = [
+        library.name
+        for library in libraries().values()
+        if library.schema is not schema and name in library.schema.model_fields
+    ]
+    if others:
+        return f"a key of {' and '.join(others)}, not of this model's library"
+    return f"unknown hyperparameter{suggest(name, schema.model_fields)}"

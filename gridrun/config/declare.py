@@ -1,0 +1,69 @@
+"""How a hyperparameter is declared."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Group = Literal["sweep", "model", "data", "training", "pruning", "runner"]
+Identity = Literal["yes", "no", "guard"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What the runner knows of a hyperparameter beside type, default and meaning.
+
+    Args:
+        group: The section of the reference that holds it.
+        identity: Whether its value is part of what a run is: `yes`; `no` (never
+            changes results); `guard` (changes bits, not meaning).
+        sweepable: Whether it may stand in hyperranges.json.
+        available: True, False (only the default may be given as yet), or the values
+            that work as yet.
+        is_path: Whether relative values are relative to the file that holds them.
+    """
+
+    group: Group
+    identity: Identity
+    sweepable: bool
+    available: bool | tuple[object, ...]
+    is_path: bool
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    group: Group,
+    identity: Identity = "yes",
+    sweepable: bool | None = None,
+    available: bool | tuple[object, ...] = True,
+    is_path: bool = False,
+    **constraints: Any,
+) -> Any:
+    """Declare a hyperparameter; `...` as default makes it required.
+
+    Keys that never change results are not sweepable unless told.
+    """
+    swept = identity == "yes" if sweepable is None else sweepable
+    facts = Key(group, identity, swept, available, is_path)
+    extra = {"gridrun": dataclasses.asdict(facts)}
+    options = {"description": meaning, "json_schema_extra": extra, **constraints}
+    if isinstance(default, (list, dict)):
+        return Field(default_factory=lambda: copy.deepcopy(default), **options)
+    return Field(default, **options)
+
+
+class StrictModel(BaseModel):
+    """Strict types, no other keys, finite numbers, fixed once made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )

@@ -1,0 +1,161 @@
+"""Strict JSON, overrides and paths."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import TypeAdapter, ValidationError
+
+from gridrun.config.keys import Hyperparams, keys_of
+from gridrun.errors import ConfigError
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file strictly: UTF-8, no key twice, no NaN, no infinity.
+
+    Raises:
+        ConfigError: With the file, and the line where JSON itself is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; a JSON file was expected") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Parse JSON text under the same rules; `source` names it in messages."""
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend(sorted({n for n in names if names.count(n) > 1}))
+        return result
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if value in (float("inf"), float("-inf")):
+            constant(digits)
+        return value
+
+    def constant(name: str) -> NoReturn:
+        raise ConfigError(f"{source}: {name} is not a finite number")
+
+    try:
+        data = json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_float=number,
+            parse_constant=constant,
+        )
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{source}: not valid JSON: {error.msg} "
+            f"(line {error.lineno}, column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    if twice:
+        raise ConfigError(
+            [f"{source}: {name}: the key stands twice; keep one" for name in twice]
+        )
+    return data
+
+
+def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
+    """Split `key=value`; the value is JSON where the key's type takes it, else text.
+
+    Raises:
+        ConfigError: If there is no `=`, or the JSON is not strict.
+    """
+    name, sign, raw = text.partition("=")
+    name = name.strip()
+    if not sign or not name:
+        raise ConfigError(f"command line: {text!r}: expected key=value")
+    try:
+        value = parse_json(raw, f"command line: {name}")
+    except ConfigError:
+        if raw.strip() in ("NaN", "Infinity", "-Infinity"):
+            raise
+        return name, raw
+    field = schema.model_fields.get(name)
+    if field is not None and not isinstance(value, str):
+        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError:
+            try:
+                adapter.validate_python(raw, strict=True)
+            except ValidationError:
+                return name, value
+            return name, raw
+    return name, value
+
+
+def absolute(path: str, base: Path) -> str:
+    """`~` expanded; relative to `base` where relative."""
+    return os.path.normpath(base / Path(path).expanduser())
+
+
+def resolve_paths(
+    values: Mapping[str, Any], schema: type[Hyperparams], base: Path
+) -> dict[str, Any]:
+    """Make the values of path keys absolute; others are left as they are."""
+    paths = {name for name, facts in keys_of(schema).items() if facts.is_path}
+    return {
+        name: absolute(value, base)
+        if name in paths and isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
+
+
+def data_root(given: str | None) -> tuple[str, str]:
+    """The folder of the data sets, and where that was said."""
+    if given is not None:
+        return given, "data_root"
+    if from_environment := os.environ.get("GRIDRUN_DATA"):
+        return absolute(from_environment, Path.cwd()), "GRIDRUN_DATA"
+    return absolute("~/experiments/data", Path.cwd()), "the default data_root"
+
+
+def set_nested(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set `a.b.c`, making objects on the way.
+
+    Raises:
+        TypeError: If a value on the way is no object.
+    """
+    *path, last = name.split(".")
+    for part in path:
+        inner = values.get(part)
+        if inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
+            raise TypeError(f"{part} is not an object, so {name} cannot be set")
+        values[part] = inner = dict(inner)
+        values = inner
+    values[last] = value
+
+
+def get_nested(values: Mapping[str, Any], name: str) -> Any:
+    """The value of `a.b.c`, None where absent."""
+    node: Any = values
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node

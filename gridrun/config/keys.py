@@ -1,0 +1,239 @@
+"""The hyperparameters that every library has, and how they hang together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+from gridrun.config.declare import Key, key
+from gridrun.config.messages import shown, suggest
+from gridrun.config.runner_keys import RunnerKeys
+
+
+class Hyperparams(RunnerKeys):
+    """The keys that every library has; values are final once `resolved`."""
+
+    exp_name: str = key(
+        ...,
+        "name of the sweep: its folder, and the first part of each run folder's name",
+        group="sweep",
+        identity="no",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        max_length=100,
+    )
+    n_repeats: int = key(
+        1,
+        "trainings per grid point, each with another seed; the innermost loop",
+        group="sweep",
+        identity="no",
+        ge=1,
+    )
+    seed: int | None = key(
+        None,
+        "repeat r of every grid point has seed + r; null: drawn once per sweep from "
+        "the clock, recorded, and reused on resuming",
+        group="sweep",
+        ge=0,
+        le=2**31 - 1,
+    )
+    split_seed: int | None = key(
+        None,
+        "seeds the random train/validation split, nothing else; null: the base seed",
+        group="sweep",
+        ge=0,
+        le=2**31 - 1,
+    )
+    save_every_epoch: bool = key(
+        False,
+        "keep the checkpoint of every epoch; false: of the last and the best",
+        group="sweep",
+        identity="no",
+    )
+    starting_exp_num: int | None = key(
+        None,
+        "number of the first new run; null: the next free one",
+        group="sweep",
+        identity="no",
+        ge=0,
+    )
+    skip_nums: list[int] | None = key(
+        None, "numbers of runs that are not trained", group="sweep", identity="no"
+    )
+
+    model_type: str = key(..., "class of the model", group="model")
+
+    data_root: str | None = key(
+        None,
+        "folder of the data sets; null: GRIDRUN_DATA, else ~/experiments/data",
+        group="data",
+        identity="no",
+        is_path=True,
+    )
+    dataset: str = key(
+        ...,
+        "folder of the data set under data_root",
+        group="data",
+        pattern=r"^[^/\\]+$",
+    )
+    shuffle: bool = key(
+        True,
+        "a new seeded order of the training samples each epoch; frames inside a "
+        "window never move, validation and test are never shuffled",
+        group="data",
+    )
+    val_p: float = key(
+        0.1, "share of the training data used for validation", group="data", gt=0, lt=1
+    )
+    val_loc: Literal["beginning", "middle", "end"] = key(
+        "end", "where the validation block lies", group="data"
+    )
+    n_workers: int = key(
+        0,
+        "processes that read batches ahead",
+        group="data",
+        identity="no",
+        available=False,
+        ge=0,
+    )
+
+    train_loop: str = key(
+        "train_loop", "named training procedure of the Trainer", group="training"
+    )
+    lossfxn: str = key(..., "the loss of a prediction", group="training")
+    batch_size: int = key(..., "samples per training step", group="training", ge=1)
+    n_epochs: int = key(..., "passes over the training samples", group="training", ge=1)
+    lr: float = key(..., "initial learning rate", group="training", gt=0)
+    l2: float = key(
+        0.0, "weight_decay of the optimizer, on all parameters", group="training", ge=0
+    )
+    l1: float = key(
+        0.0,
+        "training loss adds l1 times the batch mean of the sum over units of |output|",
+        group="training",
+        ge=0,
+    )
+    optimizer: str = key("Adam", "class in torch.optim", group="training")
+    optimizer_args: dict[str, Any] = key(
+        {},
+        "arguments of the optimizer; lr and weight_decay in it are read as lr and l2",
+        group="training",
+    )
+    scheduler: str | None = key(
+        None,
+        "class in torch.optim.lr_scheduler, stepped once an epoch after validation",
+        group="training",
+    )
+    scheduler_args: dict[str, Any] | None = key(
+        None,
+        "arguments of the scheduler; null: T_max n_epochs for CosineAnnealingLR, "
+        "factor .5 and patience 8 for ReduceLROnPlateau, milestones [10, 20, 30] for "
+        "MultiStepLR, else torch's own",
+        group="training",
+    )
+    monitor: str = key(
+        "val_loss",
+        "the metric that plateau schedulers, early stopping and the best epoch "
+        "follow: val_loss, val_acc, loss, or another as name:max or name:min",
+        group="training",
+    )
+    early_stop_patience: int | None = key(
+        None,
+        "stop after so many epochs in a row without improvement",
+        group="training",
+        ge=1,
+    )
+
+    @classmethod
+    def model_defaults(cls, model_type: str) -> Mapping[str, object]:
+        """Defaults of a model class that differ from the keys' own."""
+        return {}
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Yield (key, message) for values that contradict each other."""
+        for name in ("workers", "cohort_size"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                yield name, f'expected "auto" or an integer ≥ 1, got {value}'
+        if self.seed is not None and self.seed + self.n_repeats > 2**31:
+            yield "seed", f"seed + n_repeats must stay within 2³¹, got {self.seed}"
+        if self.skip_nums is not None and any(n < 0 for n in self.skip_nums):
+            yield "skip_nums", f"expected numbers ≥ 0, got {shown(self.skip_nums)}"
+        if self.dataset in (".", ".."):
+            yield "dataset", f"expected the name of a folder, got {self.dataset!r}"
+        if self.scheduler is None and self.scheduler_args:
+            yield (
+                "scheduler_args",
+                "has no effect without a scheduler; give scheduler or leave it out",
+            )
+        metric, _, mode = self.monitor.partition(":")
+        known = self.metrics()
+        if metric not in known:
+            yield "monitor", f"unknown metric {metric!r}{suggest(metric, known)}"
+        elif mode not in ("", "max", "min"):
+            yield "monitor", f"expected {metric}:max or {metric}:min"
+        elif not mode and metric not in ("val_loss", "val_acc", "loss"):
+            yield "monitor", f"say what is better: {metric}:max or {metric}:min"
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that each epoch records."""
+        return ("val_loss", "val_acc", "loss", *(("l1",) if self.l1 else ()))
+
+    def resolved(self) -> dict[str, object]:
+        """Final values of keys whose null means "follows from others"."""
+        args = self.scheduler_args
+        if args is None and self.scheduler is not None:
+            usual: dict[str, dict[str, Any]] = {
+                "CosineAnnealingLR": {"T_max": self.n_epochs},
+                "ReduceLROnPlateau": {"factor": 0.5, "patience": 8},
+                "MultiStepLR": {"milestones": [10, 20, 30]},
+            }
+            args = usual.get(self.scheduler, {})
+        return {"scheduler_args": args}
+
+    def inactive(self, reads: frozenset[str]) -> dict[str, str]:
+        """Keys that act on nothing under these settings, each with the reason.
+
+        Args:
+            reads: The parameters of the model's constructor.
+        """
+        groups = keys_of(type(self))
+        always = {"model_type", "img_shape"}
+        reasons = {
+            name: f"{self.model_type} does not use it"
+            for name, facts in groups.items()
+            if facts.group == "model" and name not in reads | always
+        }
+        if self.scheduler is None:
+            reasons["scheduler_args"] = "needs a scheduler"
+        return reasons
+
+    def identity_value(self, name: str) -> object:
+        """The part of a key's value that acts."""
+        return getattr(self, name)
+
+    def monitor_mode(self) -> tuple[str, Literal["min", "max"]]:
+        """The monitored metric and what is better."""
+        metric, _, mode = self.monitor.partition(":")
+        best = mode or ("max" if metric == "val_acc" else "min")
+        return metric, cast(Literal["min", "max"], best)
+
+
+@functools.cache
+def keys_of(schema: type[Hyperparams]) -> dict[str, Key]:
+    """The keys of a schema with what the runner knows of each."""
+    facts: dict[str, Key] = {}
+    for name, field in schema.model_fields.items():
+        extra = cast(dict[str, Any], field.json_schema_extra)["gridrun"]
+        facts[name] = Key(**extra)
+    return facts
+
+
+@functools.cache
+def defaults_of(schema: type[Hyperparams]) -> dict[str, object]:
+    """The default of each optional key."""
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in schema.model_fields.items()
+        if not field.is_required()
+    }

@@ -1,0 +1,33 @@
+"""The errors that a person can mend; each message says what, where and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class GridrunError(Exception):
+    """Base of all errors that gridrun raises on purpose.
+
+    Args:
+        problems: One text or several; all of them are shown together.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(GridrunError, ValueError):
+    """A hyperparameter, a range, an option or their combination is wrong."""
+
+
+class DataError(GridrunError):
+    """A data file is absent, damaged or does not fit the configuration."""
+
+
+class StoreError(GridrunError):
+    """A sweep folder cannot be read or written as asked."""
+
+
+class CheckpointError(GridrunError):
+    """A checkpoint is absent, damaged or does not fit its model."""

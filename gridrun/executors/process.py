@@ -1,0 +1,202 @@
+"""Trains in worker processes of this machine, each with its own threads."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from gridrun.executors import Stopped
+from gridrun.planner import Job
+from gridrun.run import RunState
+from gridrun.store import Claim, RunFolder
+
+logger = logging.getLogger(__name__)
+POLL_S = 0.2
+
+
+class _Process:
+    """One worker: a fresh interpreter and a connection to it."""
+
+    def __init__(self, index: int, threads: int) -> None:
+        self.index = index
+        self.connection, other = multiprocessing.Pipe()
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gridrun.executors.worker", str(other.fileno())],
+            pass_fds=[other.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        other.close()
+        self.job: Job | None = None
+        self.heard_s = time.monotonic()
+
+    def give(self, job: Job | None) -> None:
+        self.job = job
+        self.connection.send(job)
+
+
+class ProcessExecutor:
+    """The default executor.
+
+    Args:
+        n_workers: Worker processes at most.
+        devices: One a worker, in turn; the jobs' own where empty.
+        max_attempts: Attempts in a row without a new epoch for runs whose worker died.
+        hang_timeout_s: A worker silent for so long is killed.
+    """
+
+    def __init__(
+        self,
+        n_workers: int,
+        devices: Sequence[str] = (),
+        max_attempts: int = 3,
+        hang_timeout_s: float = 1800.0,
+    ) -> None:
+        self.n_workers = n_workers
+        self.devices = devices
+        self.max_attempts = max_attempts
+        self.hang_timeout_s = hang_timeout_s
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        report: Callable[[Any, int], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Train all jobs; see `Executor`."""
+        waiting = collections.deque(jobs)
+        workers: dict[Connection[Any, Any], _Process] = {}
+        was_stopped = False
+        try:
+            while waiting or workers:
+                if should_stop() and not was_stopped:
+                    was_stopped = True
+                    waiting.clear()
+                    for worker in workers.values():
+                        worker.process.terminate()
+                while waiting and len(workers) < min(
+                    self.n_workers, len(waiting) + _n_busy(workers)
+                ):
+                    worker = _Process(len(workers), waiting[0].threads)
+                    workers[worker.connection] = worker
+                self._listen(workers, waiting, report)
+                self._kill_hanging(workers)
+        finally:
+            for worker in workers.values():
+                worker.process.kill()
+                worker.process.wait()
+        if was_stopped:
+            raise Stopped
+
+    def _listen(
+        self,
+        workers: dict[Connection[Any, Any], _Process],
+        waiting: collections.deque[Job],
+        report: Callable[[Any, int], None],
+    ) -> None:
+        for ready in wait(list(workers), timeout=POLL_S):
+            worker = workers[ready]  # type: ignore[index]
+            worker.heard_s = time.monotonic()
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                del workers[worker.connection]
+                self._bury(worker, waiting, report)
+                continue
+            if message is not None:
+                report(message, worker.index)
+                continue
+            try:
+                worker.give(self._placed(waiting, worker))
+            except OSError:  # it died while it waited; EOF comes next
+                logger.debug("worker %d is gone", worker.index)
+
+    def _placed(self, waiting: collections.deque[Job], worker: _Process) -> Job | None:
+        if not waiting:
+            return None
+        job = waiting.popleft()
+        if self.devices and job.device == "auto":
+            device = self.devices[worker.index % len(self.devices)]
+            return job.on(device)
+        return job
+
+    def _kill_hanging(self, workers: dict[Connection[Any, Any], _Process]) -> None:
+        for worker in workers.values():
+            silent_s = time.monotonic() - worker.heard_s
+            if worker.job is not None and silent_s > self.hang_timeout_s:
+                logger.warning("worker %d hangs; it is killed", worker.index)
+                worker.process.kill()
+
+    def _bury(
+        self,
+        worker: _Process,
+        waiting: collections.deque[Job],
+        report: Callable[[Any, int], None],
+    ) -> None:
+        """Take a dead worker's runs back: again, alone, or failed."""
+        code = worker.process.wait()
+        worker.connection.close()
+        if worker.job is None or code == 0:
+            return
+        for job in worker.job.singles():
+            folder = RunFolder(Path(job.folders[0]))
+            if folder.state() is not RunState.INTERRUPTED:
+                continue
+            n_attempts = attempts_without_progress(folder)
+            if n_attempts < self.max_attempts:
+                waiting.append(job)
+            else:
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                reason = (
+                    f"its worker died {n_attempts} times in a row without a new "
+                    f"epoch (last: {how})"
+                )
+                report(record_death(folder, reason), worker.index)
+
+
+def _n_busy(workers: dict[Connection[Any, Any], _Process]) -> int:
+    return sum(worker.job is not None for worker in workers.values())
+
+
+def attempts_without_progress(folder: RunFolder) -> int:
+    """Attempts at the end of a run's record that died before a new epoch."""
+    following = (folder.read_index()["last"] or 0) + 1
+    n_attempts = 0
+    for attempt in reversed(folder.read()["attempts"]):
+        if "ended" in attempt or attempt["first_epoch"] != following:
+            break
+        n_attempts += 1
+    return n_attempts
+
+
+def record_death(folder: RunFolder, reason: str) -> Any:
+    """Record a run as failed for its parent's reasons; returns the event."""
+    from gridrun.training.trainer import Event
+
+    claim = Claim(folder.claim)
+    record = folder.read()
+    if claim.acquire():
+        folder.failure.write_text(reason + "\n", encoding="utf-8")
+        folder.update(state=RunState.FAILED.value, error=reason)
+        claim.release()
+    return Event(
+        "end",
+        record["number"],
+        0,
+        state=RunState.FAILED.value,
+        metrics={"error": reason},
+    )

@@ -1,0 +1,67 @@
+"""A worker process: takes jobs from its parent and reports events.
+
+Started as `python -m gridrun.executors.worker <descriptor>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+SECONDS_BETWEEN_STEPS = 0.1
+
+
+class Worker:
+    """Trains the jobs that come over a connection."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self.connection = connection
+        self.is_stopping = False
+        self._last_step_s = 0.0
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: end after the step under way."""
+        self.is_stopping = True
+
+    def report(self, event: Any) -> None:
+        """Send an event; a parent that is gone means stop."""
+        now = time.monotonic()
+        if event.kind == "step":
+            if now - self._last_step_s < SECONDS_BETWEEN_STEPS:
+                return
+            self._last_step_s = now
+        try:
+            self.connection.send(event)
+        except OSError:
+            self.is_stopping = True
+
+    def work(self) -> None:
+        """Train jobs until there are none."""
+        from gridrun.training.cohort import Interrupted
+        from gridrun.training.job import train_job
+
+        with contextlib.suppress(EOFError, OSError, Interrupted):
+            while not self.is_stopping:
+                self.connection.send(None)  # ready for a job
+                job = self.connection.recv()
+                if job is None:
+                    return
+                train_job(job, self.report, lambda: self.is_stopping)
+
+
+def main() -> None:
+    """Entry of the worker process."""
+    worker = Worker(Connection(int(sys.argv[1])))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, worker.stop)
+    worker.work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,478 @@
+"""What was asked: two files and overrides -> checked grid points -> runs.
+
+`read_request` and `Request.points` need no torch; `check_effects` and `check_data`
+import the models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridrun.config import (
+    Hyperparams,
+    Problem,
+    complete,
+    data_root,
+    defaults_of,
+    keys_of,
+    parse_override,
+    raise_problems,
+    read_json,
+    resolve_paths,
+    set_nested,
+    shown,
+    suggest,
+)
+from gridrun.config.files import absolute
+from gridrun.errors import ConfigError, DataError
+from gridrun.grid import MAX_RUNS, SWEEP_OPTION, Grid, axis_keys, parse_ranges, points
+from gridrun.planner import data_key
+from gridrun.plugins import Library, libraries, library_of, reads
+from gridrun.run import RunSpec, identity, make_spec
+
+COMMAND_LINE = "command line"
+MAX_PROBLEMS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A grid point: its swept values, and its completed configuration."""
+
+    axes: Mapping[str, Any]
+    hyps: Hyperparams
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One request for a sweep, read and found well-formed.
+
+    Args:
+        base: Keys of hyperparams.json and of the command line, as given.
+        ranges: Content of hyperranges.json.
+        grids: The same, parsed.
+        library: Whose keys apply.
+        sources: File to name in messages, for `base`, `ranges` and overridden keys.
+    """
+
+    base: Mapping[str, Any]
+    ranges: Any
+    grids: tuple[Grid, ...]
+    library: Library
+    sources: Mapping[str, str]
+
+    def points(self) -> list[Point]:
+        """Every grid point, completed and checked without torch.
+
+        Raises:
+            ConfigError: With every problem of both files.
+        """
+        found: list[Point] = []
+        problems: dict[Problem, None] = {}
+        for axes in points(self.grids):
+            values = dict(self.base)
+            wrong: list[tuple[str, str]] = []
+            for name, value in axes.items():
+                try:
+                    set_nested(values, name, value)
+                except TypeError as error:
+                    wrong.append((name, str(error)))
+            hyps, more = complete(values, self.library.schema)
+            for name, message in [*wrong, *more]:
+                problems[Problem(self.source_of(name), name, message)] = None
+            if hyps is not None:
+                found.append(Point(axes, hyps))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+        problems |= dict.fromkeys(self._never_swept())
+        raise_problems(list(problems))
+        return found
+
+    def source_of(self, name: str) -> str:
+        """The file that gave a key its value."""
+        for swept in axis_keys(self.grids):
+            if swept == name or swept.startswith(f"{name}."):
+                return self.sources["ranges"]
+        return self.sources.get(name, self.sources["base"])
+
+    def _never_swept(self) -> Iterable[Problem]:
+        facts = keys_of(self.library.schema)
+        for swept in axis_keys(self.grids):
+            outer = swept.partition(".")[0]
+            if outer in facts and not facts[outer].sweepable:
+                yield Problem(
+                    self.sources["ranges"],
+                    swept,
+                    "cannot be swept; give one value in hyperparams.json",
+                )
+            if swept in self.base:
+                yield from self._doubly_given(swept)
+
+    def _doubly_given(self, name: str) -> Iterable[Problem]:
+        if self.sources.get(name) == COMMAND_LINE:
+            yield Problem(
+                COMMAND_LINE,
+                name,
+                f"is swept in {self.sources['ranges']}; leave one of them out",
+            )
+
+
+def read_request(
+    hyperparams: str | Path | Mapping[str, Any],
+    hyperranges: str | Path | Mapping[str, Any] | Sequence[Any] | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Request:
+    """Read both files and the command line.
+
+    Args:
+        hyperparams: Path of hyperparams.json, or its content.
+        hyperranges: Path of hyperranges.json, or its content; None: no ranges.
+        overrides: `key=value` texts, which win over hyperparams.json.
+        options: Keys given as options of the command; they win over everything.
+
+    Raises:
+        ConfigError: With every problem that keeps the files from being understood.
+    """
+    base, base_name, base_folder, problems = _read(hyperparams, "hyperparams")
+    ranges, ranges_name, ranges_folder, more = _read(
+        {} if hyperranges is None else hyperranges, "hyperranges"
+    )
+    problems += more
+    if base is not None and not isinstance(base, dict):
+        problems.append(f"{base_name}: expected an object of key: value")
+    grids: tuple[Grid, ...] = ()
+    if ranges is not None:
+        grids, wrong = parse_ranges(ranges)
+        problems += [str(Problem(ranges_name, key, text)) for key, text in wrong]
+    if not isinstance(base, dict):
+        raise ConfigError(problems)
+
+    sources = {"base": base_name, "ranges": ranges_name}
+    named = [text.partition("=") for text in overrides]
+    early = {key: value for key, sign, value in named if sign}
+    library = _choose_library({**base, **early}, grids)
+    base = resolve_paths(base, library.schema, base_folder)
+    for text in overrides:
+        try:
+            key, value = parse_override(text, library.schema)
+            given = resolve_paths({key: value}, library.schema, Path.cwd())
+            set_nested(base, key, given[key])
+            sources[key] = COMMAND_LINE
+        except (ConfigError, TypeError) as error:
+            problems.append(str(error))
+    for key, value in (options or {}).items():
+        base |= resolve_paths({key: value}, library.schema, Path.cwd())
+        sources[key] = COMMAND_LINE
+    if problems:
+        # the files cannot be expanded, but single values can still be checked
+        axes = {key for grid in grids for axis in grid.axes for key in axis.keys}
+        wrong = [p for p in complete(base, library.schema)[1] if p[0] not in axes]
+        problems += [str(Problem(sources.get(k, base_name), k, m)) for k, m in wrong]
+        raise ConfigError(problems)
+    grids = _with_absolute_paths(grids, library, ranges_folder)
+    _refuse_too_many(base, grids, ranges_name)
+    return Request(base, ranges, grids, library, sources)
+
+
+def _read(
+    given: str | Path | Mapping[str, Any] | Sequence[Any], kind: str
+) -> tuple[Any, str, Path, list[str]]:
+    """Content, name for messages, folder for relative paths, and problems."""
+    if not isinstance(given, str | Path):
+        return given, kind, Path.cwd(), []
+    path = Path(given)
+    try:
+        return read_json(path), str(given), path.absolute().parent, []
+    except ConfigError as error:
+        return None, str(given), path.absolute().parent, list(error.problems)
+
+
+def _choose_library(base: Mapping[str, Any], grids: Sequence[Grid]) -> Library:
+    """The library of the model types; where they are unknown, of the most keys."""
+    known = libraries()
+    if isinstance(base.get("library"), str) and base["library"] in known:
+        return known[base["library"]]
+    swept = [
+        value
+        for grid in grids
+        for axis in grid.axes
+        for values in axis.values
+        for key, value in zip(axis.keys, values, strict=True)
+        if key == "model_type"
+    ]
+    for name in [base.get("model_type"), *swept]:
+        if isinstance(name, str) and (library := library_of(name)):
+            return library
+    given = {*base, *axis_keys(grids)}
+    return max(
+        known.values(), key=lambda one: len(given & set(one.schema.model_fields))
+    )
+
+
+def _with_absolute_paths(
+    grids: tuple[Grid, ...], library: Library, folder: Path
+) -> tuple[Grid, ...]:
+    paths = {n for n, facts in keys_of(library.schema).items() if facts.is_path}
+
+    def fix(key: str, value: Any) -> Any:
+        is_relative = key in paths and isinstance(value, str)
+        return absolute(value, folder) if is_relative else value
+
+    def fixed(grid: Grid) -> Grid:
+        axes = tuple(
+            dataclasses.replace(
+                axis,
+                values=tuple(
+                    tuple(map(fix, axis.keys, values)) for values in axis.values
+                ),
+            )
+            for axis in grid.axes
+        )
+        return dataclasses.replace(grid, axes=axes)
+
+    return tuple(map(fixed, grids))
+
+
+def _refuse_too_many(base: Mapping[str, Any], grids: Sequence[Grid], name: str) -> None:
+    repeats = base.get("n_repeats", 1)
+    n_repeats = repeats if isinstance(repeats, int) and repeats > 0 else 1
+    n_runs = sum(grid.n_points for grid in grids) * n_repeats
+    if n_runs > MAX_RUNS:
+        raise ConfigError(
+            f"{name}: {n_runs:,} runs, more than {MAX_RUNS:,}; sweep fewer values, or "
+            f'draw some with "{SWEEP_OPTION}"'
+        )
+
+
+# --- what needs the models ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Effects:
+    """Which keys act at each grid point, and notices about those that do not."""
+
+    inactive: tuple[frozenset[str], ...]
+    notices: tuple[str, ...]
+
+
+def check_names(request: Request, grid_points: Sequence[Point]) -> None:
+    """Refuse unknown models and libraries; no torch.
+
+    Raises:
+        ConfigError: With the known names.
+    """
+    problems = []
+    library = request.library
+    for point in grid_points:
+        hyps = point.hyps
+        if hyps.library is not None and hyps.library not in libraries():
+            text = (
+                f"unknown library {hyps.library!r}{suggest(hyps.library, libraries())}"
+            )
+            problems.append(Problem(request.source_of("library"), "library", text))
+        if hyps.model_type not in library.model_names:
+            other = library_of(hyps.model_type)
+            text = (
+                f"{hyps.model_type} is a model of {other.name}, the others of "
+                f"{library.name}; a sweep has one library"
+                if other
+                else f"unknown model {hyps.model_type!r}"
+                f"{suggest(hyps.model_type, _all_models())}"
+            )
+            problems.append(
+                Problem(request.source_of("model_type"), "model_type", text)
+            )
+    raise_problems(problems)
+
+
+def _all_models() -> list[str]:
+    return [name for one in libraries().values() for name in one.model_names]
+
+
+def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
+    """Refuse axes without effect, equal grid points, and unknown optimizers.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    from gridrun.training.schedules import check_names as check_optimizers
+
+    problems: list[Problem] = []
+    reasons = [
+        point.hyps.inactive(reads(request.library.model(point.hyps.model_type)))
+        for point in grid_points
+    ]
+    for swept in axis_keys(request.grids):
+        outer = swept.partition(".")[0]
+        if all(outer in one for one in reasons):
+            text = f"has no effect: {reasons[0][outer]}"
+            problems.append(Problem(request.sources["ranges"], swept, text))
+    if not problems:
+        problems += _equal_points(request, grid_points, reasons)
+    checked: set[str] = set()
+    for point in grid_points:
+        hyps = point.hyps
+        settings = repr(
+            (
+                hyps.optimizer,
+                hyps.optimizer_args,
+                hyps.scheduler,
+                hyps.scheduler_args,
+                hyps.l2 > 0,
+                hyps.monitor,
+            )
+        )
+        if settings not in checked:
+            checked.add(settings)
+            problems += [
+                Problem(request.source_of(key), key, text)
+                for key, text in check_optimizers(hyps)
+            ]
+    raise_problems(problems)
+    return Effects(
+        tuple(frozenset(one) for one in reasons),
+        tuple(_notices(request, grid_points, reasons)),
+    )
+
+
+def _equal_points(
+    request: Request,
+    grid_points: Sequence[Point],
+    reasons: Sequence[Mapping[str, str]],
+) -> Iterable[Problem]:
+    seen: dict[str, tuple[Point, Mapping[str, str]]] = {}
+    for point, inactive in zip(grid_points, reasons, strict=True):
+        name = identity(point.hyps, inactive)
+        if name not in seen:
+            seen[name] = (point, inactive)
+            continue
+        other = seen[name][0]
+        differing = [
+            key for key, value in point.axes.items() if other.axes.get(key) != value
+        ]
+        why = [
+            f"{key} ({inactive[key.partition('.')[0]]})"
+            for key in differing
+            if key.partition(".")[0] in inactive
+        ]
+        hint = (
+            f"; without effect: {', '.join(why)}. Link the keys instead" if why else ""
+        )
+        yield Problem(
+            request.sources["ranges"],
+            ", ".join(differing) or ", ".join(point.axes),
+            f"two grid points would train the same runs: {shown(dict(other.axes))} "
+            f"and {shown(dict(point.axes))}{hint}",
+        )
+        return
+
+
+def _notices(
+    request: Request,
+    grid_points: Sequence[Point],
+    reasons: Sequence[Mapping[str, str]],
+) -> Iterable[str]:
+    schema = request.library.schema
+    if set(request.base) >= set(schema.model_fields):
+        return  # a run's own file holds every key
+    for key in request.base:
+        if not all(key in one for one in reasons):
+            continue
+        model_default = schema.model_defaults(grid_points[0].hyps.model_type)
+        usual = {**defaults_of(schema), **model_default}.get(key)
+        if request.base[key] != usual:
+            yield f"{request.source_of(key)}: {key} has no effect: {reasons[0][key]}"
+
+
+def check_data(request: Request, grid_points: Sequence[Point]) -> None:
+    """Check the data against every grid point, and that the models can be built.
+
+    Raises:
+        DataError, ConfigError: With every problem.
+    """
+    import torch
+
+    from gridrun.training.job import pick_device
+    from gridrun.training.trainer import build_model
+
+    trainer = request.library.load_trainer()
+    infos: dict[str, Any] = {}
+    data_problems: list[str] = []
+    model_problems: list[Problem] = []
+    built: set[str] = set()
+    for point in grid_points:
+        hyps = point.hyps
+        key = data_key(hyps)
+        if key not in infos:
+            try:
+                infos[key] = trainer.inspect_data(hyps)
+            except DataError as error:
+                infos[key] = None
+                data_problems += error.problems
+            pick_device(hyps.device)
+        if infos[key] is None:
+            continue
+        read = reads(request.library.model(hyps.model_type))
+        settings = repr([key, hyps.model_type, *(getattr(hyps, n, 0) for n in read)])
+        if settings in built:
+            continue
+        built.add(settings)
+        try:
+            with torch.device("meta"):
+                build_model(request.library, hyps, infos[key])
+        except ConfigError as error:
+            for text in error.problems:
+                name, _, message = text.partition(": ")
+                model_problems.append(Problem(request.source_of(name), name, message))
+    raise_problems(model_problems)
+    if data_problems:
+        raise DataError(list(dict.fromkeys(data_problems)))
+
+
+def make_specs(
+    request: Request,
+    grid_points: Sequence[Point],
+    effects: Effects,
+    base_seed: int,
+) -> list[RunSpec]:
+    """The runs in grid order, repeats innermost.
+
+    Args:
+        request: Names the ranges in errors.
+        grid_points: Checked grid points.
+        effects: Their inactive keys.
+        base_seed: Where a point gives no seed.
+
+    Raises:
+        ConfigError: If two runs are equal, seed included.
+    """
+    specs = []
+    for point, inactive in zip(grid_points, effects.inactive, strict=True):
+        hyps = _with_final_paths(point.hyps)
+        seed = base_seed if hyps.seed is None else hyps.seed
+        for repeat in range(hyps.n_repeats):
+            specs.append(make_spec(hyps, point.axes, repeat, seed, inactive))
+    _refuse_equal_runs(request, specs)
+    return specs
+
+
+def _with_final_paths(hyps: Hyperparams) -> Hyperparams:
+    root, _ = data_root(hyps.data_root)
+    save = hyps.save_root if hyps.save_root is not None else str(Path.cwd())
+    return hyps.model_copy(update={"data_root": root, "save_root": save})
+
+
+def _refuse_equal_runs(request: Request, specs: Sequence[RunSpec]) -> None:
+    seen: dict[str, RunSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.identity, spec)
+        if other is not spec:
+            raise ConfigError(
+                f"{request.sources['ranges']}: seed: seeds overlap: repeat "
+                f"{other.repeat} of {shown(dict(other.axes))} and repeat {spec.repeat} "
+                f"of {shown(dict(spec.axes))} both have seed {spec.hyps.seed}; keep "
+                "seeds n_repeats apart"
+            )

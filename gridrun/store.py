@@ -1,0 +1,475 @@
+"""Every path and every write of a sweep folder; no torch.
+
+Files are written to a temporary name in their folder, flushed and renamed, so a kill
+leaves the old file or the new one. Run folders are the truth; tables are derived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridrun.errors import CheckpointError, StoreError
+from gridrun.run import RunSpec, RunState
+
+TEMPORARY = ".tmp"
+SCHEMA_VERSION = 1
+
+
+# --- durable files ----------------------------------------------------------------
+
+
+def temporary(path: Path) -> Path:
+    """The name under which a file is written before it is renamed."""
+    return path.with_name(f".{path.name}{TEMPORARY}")
+
+
+def write_durably(path: Path, content: bytes | str) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    halfway = temporary(path)
+    with halfway.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    halfway.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make names in a folder survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write strict JSON durably."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    write_durably(path, text + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object of ours.
+
+    Raises:
+        StoreError: If it is absent or damaged.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise StoreError(f"{path}: not an object")
+    return data
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left in a folder; only under its lock or claim."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# --- claims -----------------------------------------------------------------------
+
+
+class Claim:
+    """The right to train one run: a file lock that dies with its process.
+
+    Args:
+        path: The claim file of a run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the claim; False if another live process holds it."""
+        for attempt in range(5):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                time.sleep(0.01 * attempt)  # a reader's test holds it for microseconds
+                continue
+            if not self._is_current(descriptor) or self._is_foreign(descriptor):
+                os.close(descriptor)
+                continue
+            owner = {"host": socket.gethostname(), "pid": os.getpid()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+            self._descriptor = descriptor
+            return True
+        return False
+
+    def release(self) -> None:
+        """Give the claim up and remove its file."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether the locked file is still the one at the path."""
+        try:
+            return os.fstat(descriptor).st_ino == self.path.stat().st_ino
+        except FileNotFoundError:
+            return False
+
+    @staticmethod
+    def _is_foreign(descriptor: int) -> bool:
+        """Whether another host wrote it; its lock may be invisible here."""
+        try:
+            host = json.loads(os.pread(descriptor, 4096, 0))["host"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        return bool(host != socket.gethostname())
+
+
+def claim_holder(path: Path) -> str | None:
+    """Who holds a claim, as text; None if nobody alive does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        text = os.pread(descriptor, 4096, 0)
+        try:
+            owner = json.loads(text)
+            holder = f"process {owner['pid']} on {owner['host']}"
+            foreign = owner["host"] != socket.gethostname()
+        except (ValueError, KeyError, TypeError):
+            holder, foreign = "a starting process", False
+        if foreign:
+            return holder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return holder
+        return None
+    finally:
+        os.close(descriptor)
+
+
+# --- a run's folder ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths and writes of one run; all writes but `create` need its claim."""
+
+    path: Path
+
+    @property
+    def hyperparams(self) -> Path:
+        return self.path / "hyperparams.json"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def model_text(self) -> Path:
+        return self.path / "model.txt"
+
+    @property
+    def claim(self) -> Path:
+        return self.path / "claim"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def index(self) -> Path:
+        return self.checkpoints / "index.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.txt"
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return read_record(self.record)
+
+    def update(self, **changes: Any) -> dict[str, Any]:
+        """Change some entries of run.json; returns all of it."""
+        record = self.read() | changes
+        write_json(self.record, record)
+        return record
+
+    def state(self, record: Mapping[str, Any] | None = None) -> RunState:
+        """The run's state; recorded as running but unclaimed means interrupted."""
+        state = RunState((record or self.read())["state"])
+        if state is RunState.RUNNING and claim_holder(self.claim) is None:
+            return RunState.INTERRUPTED
+        return state
+
+    # metrics.csv: append-only, cut back to the checkpointed epoch on resuming
+
+    def append_metrics(self, row: Mapping[str, float | int]) -> None:
+        """Add one epoch's row, on disk when this returns."""
+        is_new = not self.metrics.exists()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if is_new:
+            writer.writerow(row)
+        writer.writerow(row.values())
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(self.path)
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """All complete rows, one dictionary an epoch."""
+        if not self.metrics.exists():
+            return []
+        text = self.metrics.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        rows = []
+        for row in csv.DictReader(io.StringIO(complete)):
+            numbers = {name: float(value) for name, value in row.items()}
+            rows.append(numbers | {"epoch": int(numbers["epoch"])})
+        return rows
+
+    def cut_metrics(self, epoch: int) -> None:
+        """Drop rows after an epoch."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines[: epoch + 1] if line.endswith("\n")]
+        if epoch == 0 or len(kept) <= 1:
+            self.metrics.unlink()
+        elif kept != lines:
+            write_durably(self.metrics, "".join(kept))
+
+    # checkpoints: a file an epoch, index.json says which are last and best
+
+    def checkpoint_path(self, epoch: int) -> Path:
+        return self.checkpoints / f"epoch_{epoch:04d}.pt"
+
+    def read_index(self) -> dict[str, Any]:
+        """`last`, `best` (epochs or None) and `files` (name -> epoch, sha256)."""
+        if not self.index.exists():
+            return {"last": None, "best": None, "files": {}}
+        return read_record(self.index)
+
+    def save_checkpoint(
+        self, content: bytes, epoch: int, best: int, keep_all: bool
+    ) -> None:
+        """Write an epoch's checkpoint; older ones go once the index names it.
+
+        Args:
+            content: The file's bytes.
+            epoch: From 1.
+            best: The best epoch so far.
+            keep_all: Keep every epoch; else the last two and the best.
+        """
+        self.checkpoints.mkdir(exist_ok=True)
+        path = self.checkpoint_path(epoch)
+        write_durably(path, content)
+        files = self.read_index()["files"]
+        digest = hashlib.sha256(content).hexdigest()
+        files[path.name] = {"epoch": epoch, "sha256": digest}
+        keep = None if keep_all else {epoch, epoch - 1, best}
+        self._write_index(files, last=epoch, best=best, keep=keep)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop checkpoints after an epoch, which is then the last."""
+        index = self.read_index()
+        files = {n: f for n, f in index["files"].items() if f["epoch"] <= epoch}
+        best = index["best"] if (index["best"] or 0) <= epoch else None
+        if self.checkpoints.exists():
+            self._write_index(files, last=epoch or None, best=best, keep=None)
+
+    def keep_final(self, keep_all: bool) -> None:
+        """At the end of a run, keep only the last and the best epoch."""
+        if not self.index.exists():
+            return
+        index = self.read_index()
+        keep = None if keep_all else {index["last"], index["best"]}
+        self._write_index(index["files"], index["last"], index["best"], keep)
+
+    def _write_index(
+        self,
+        files: dict[str, Any],
+        last: int | None,
+        best: int | None,
+        keep: set[int] | None,
+    ) -> None:
+        if keep is not None:
+            files = {n: f for n, f in files.items() if f["epoch"] in keep}
+        files = dict(sorted(files.items(), key=lambda item: item[1]["epoch"]))
+        write_json(self.index, {"last": last, "best": best, "files": files})
+        for path in self.checkpoints.glob("epoch_*.pt"):
+            if path.name not in files:
+                path.unlink()
+
+    def read_checkpoint(self, epoch: int) -> bytes:
+        """The bytes of an epoch's checkpoint, checked against their SHA-256.
+
+        Raises:
+            CheckpointError: If it is not kept, absent or damaged.
+        """
+        path = self.checkpoint_path(epoch)
+        files = self.read_index()["files"]
+        if path.name not in files:
+            kept = ", ".join(str(f["epoch"]) for f in files.values()) or "none"
+            raise CheckpointError(
+                f"{self.path}: epoch {epoch} is not saved; saved epochs: {kept}"
+            )
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        if hashlib.sha256(content).hexdigest() != files[path.name]["sha256"]:
+            raise CheckpointError(f"{path}: damaged (its SHA-256 differs)")
+        return content
+
+
+# --- a sweep's folder -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFolder:
+    """Paths and writes of one sweep."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "sweep.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.csv"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.csv"
+
+    def exists(self) -> bool:
+        """Whether a sweep has been started here."""
+        return self.record.exists()
+
+    def read(self) -> dict[str, Any]:
+        """The content of sweep.json.
+
+        Raises:
+            StoreError: If there is no sweep here, or its record is damaged.
+        """
+        if not self.record.exists():
+            raise StoreError(f"{self.path}: no sweep here (it has no sweep.json)")
+        return read_record(self.record)
+
+    def runs(self) -> Iterator[tuple[int, RunFolder]]:
+        """Run folders with their numbers, in the order of the numbers."""
+        prefix = f"{self.path.name}_"
+        found = []
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if not entry.name.startswith(prefix) or not entry.is_dir():
+                    continue
+                number = entry.name.removeprefix(prefix).partition("_")[0]
+                if number.isdecimal():
+                    found.append((int(number), RunFolder(Path(entry.path))))
+        return iter(sorted(found, key=lambda item: item[0]))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the sweep's lock (of the folder itself: no file appears)."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            remove_temporaries(self.path)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def create_run(self, number: int, spec: RunSpec) -> RunFolder:
+        """Make a run's folder, whole or not at all; its state is pending."""
+        folder = RunFolder(self.path / spec.folder_name(number))
+        halfway = RunFolder(temporary(folder.path))
+        if halfway.path.exists():
+            shutil.rmtree(halfway.path)
+        halfway.path.mkdir()
+        write_json(halfway.hyperparams, spec.hyps.model_dump(mode="json"))
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "number": number,
+            "state": RunState.PENDING.value,
+            "repeat": spec.repeat,
+            "axes": dict(spec.axes),
+            "point": spec.point,
+            "attempts": [],
+        }
+        write_json(halfway.record, record)
+        halfway.path.rename(folder.path)
+        return folder
+
+
+def assign_numbers(
+    specs: Sequence[RunSpec],
+    known: Mapping[str, int],
+    taken: set[int],
+    first: int,
+) -> list[int]:
+    """Numbers of a request's runs: known runs keep theirs, new ones count on.
+
+    Args:
+        specs: Runs in grid order.
+        known: Identity -> number of every run that has one.
+        taken: Numbers held by runs, of this request or not.
+        first: Number of the first new run.
+
+    Raises:
+        StoreError: If a new run's number is already another run's.
+    """
+    numbers = []
+    following = first
+    for spec in specs:
+        number = known.get(spec.identity)
+        if number is None:
+            number, following = following, following + 1
+            if number in taken:
+                raise StoreError(
+                    f"starting_exp_num: run {number} is already there and is "
+                    "another run; choose a free number or leave the key out"
+                )
+        numbers.append(number)
+    return numbers

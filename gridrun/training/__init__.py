@@ -1,0 +1,1 @@
+"""Training of cohorts; everything here imports torch."""

@@ -1,0 +1,75 @@
+"""Checkpoints: everything that resuming needs, loadable with weights_only."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridrun.errors import CheckpointError
+
+CHECKPOINT_VERSION = 1
+
+
+def plain(value: Any) -> Any:
+    """The value as tensors, numbers, text, booleans, None, lists and dicts.
+
+    Raises:
+        TypeError: If it holds anything else.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def like(value: Any, template: Any) -> Any:
+    """Undo `plain` where torch's own state needs the original type."""
+    if isinstance(template, Counter):
+        return Counter(value)
+    if isinstance(template, tuple):
+        return tuple(value)
+    return value
+
+
+def to_bytes(checkpoint: Mapping[str, Any]) -> bytes:
+    """Serialise a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(plain(checkpoint), buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without executing anything that it may hold.
+
+    Args:
+        content: The file's bytes.
+        source: Named in errors.
+        device: Where its tensors go.
+
+    Raises:
+        CheckpointError: If it is damaged, or holds more than data.
+    """
+    try:
+        checkpoint = torch.load(
+            io.BytesIO(content), map_location=device, weights_only=True
+        )
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{source}: cannot be loaded: {reason}") from error
+    if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
+        raise CheckpointError(f"{source}: not a checkpoint (no model_state_dict)")
+    return checkpoint

@@ -1,0 +1,273 @@
+"""Runs while they are being trained side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gridrun.config import Hyperparams
+from gridrun.errors import CheckpointError, StoreError
+from gridrun.run import RunState
+from gridrun.store import (
+    Claim,
+    RunFolder,
+    read_record,
+    remove_temporaries,
+    write_json,
+)
+from gridrun.training import checkpoint as checkpoints
+from gridrun.training.schedules import make_optimizer, make_scheduler
+from gridrun.training.seeding import RunRandom, seeded_globals
+
+logger = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """The training loss is no longer finite."""
+
+
+class Interrupted(BaseException):
+    """Training was asked to stop; the epoch under way is dropped."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers of its epochs.
+
+    Args:
+        best_value: Best value of the monitored metric.
+        best_epoch: Its epoch; of equals the earlier. 0: none yet.
+        n_worse: Epochs in a row without improvement.
+    """
+
+    best_value: float | None = None
+    best_epoch: int = 0
+    n_worse: int = 0
+
+    def update(self, value: float, epoch: int, mode: str) -> None:
+        """Take in an epoch's value of the monitored metric."""
+        best = self.best_value
+        if best is None or (value > best if mode == "max" else value < best):
+            self.best_value, self.best_epoch, self.n_worse = value, epoch, 0
+        else:
+            self.n_worse += 1
+
+
+class LiveRun:
+    """A run with its model, optimizer, generators and folder.
+
+    Args:
+        hyps: The complete configuration.
+        claim: The right to train it, held; given up when the run ends.
+        folder: Where it is recorded.
+        device: Where it trains.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
+    def __init__(
+        self,
+        hyps: Hyperparams,
+        claim: Claim,
+        folder: RunFolder,
+        device: torch.device,
+    ) -> None:
+        assert hyps.seed is not None
+        self.hyps = hyps
+        self.claim = claim
+        self.folder = folder
+        self.device = device
+        self.seed = hyps.seed
+        self.number: int = folder.read()["number"]
+        self.random = RunRandom(hyps.seed, device)
+        self.progress = Progress()
+        self.epoch = 0
+        self.metrics: dict[str, float] = {}
+        self.time_s = 0.0
+        self.state = RunState.RUNNING
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no further epoch is due."""
+        patience = self.hyps.early_stop_patience
+        stopped = patience is not None and self.progress.n_worse >= patience
+        return stopped or self.epoch >= self.hyps.n_epochs
+
+    @property
+    def lr(self) -> float:
+        """The present learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time inside as this run's."""
+        started = time.perf_counter()
+        yield
+        self.time_s += time.perf_counter() - started
+
+    def begin_attempt(self, circumstances: Mapping[str, Any]) -> None:
+        """Record that this process trains the run from here on."""
+        given = self.hyps.model_dump(mode="json")
+        if read_record(self.folder.hyperparams) != given:
+            write_json(self.folder.hyperparams, given)
+        self.folder.failure.unlink(missing_ok=True)
+        attempts = self.folder.read()["attempts"]
+        index = self.folder.read_index()
+        start = {"started": now(), "first_epoch": (index["last"] or 0) + 1}
+        self.folder.update(
+            state=RunState.RUNNING.value,
+            attempts=[*attempts, start | dict(circumstances)],
+            error=None,
+        )
+
+    def end_attempt(
+        self,
+        state: RunState,
+        error: str | None = None,
+        test: Mapping[str, float] | None = None,
+    ) -> None:
+        """Record how the attempt ended."""
+        self.state = state
+        self.log(
+            f"{state.value} after epoch {self.epoch}{f': {error}' if error else ''}"
+        )
+        attempts = self.folder.read()["attempts"]
+        attempts[-1] |= {
+            "ended": now(),
+            "state": state.value,
+            "last_epoch": self.epoch,
+        }
+        self.folder.update(
+            state=state.value,
+            attempts=attempts,
+            error=error,
+            best_epoch=self.progress.best_epoch or None,
+            test=dict(test or {}),
+        )
+        self.claim.release()
+
+    def log(self, text: str) -> None:
+        """Add a line to the run's log.txt."""
+        with self.folder.log.open("a", encoding="utf-8") as file:
+            file.write(f"{now()} {text}\n")
+
+    def build(self, make_model: Any) -> None:
+        """Make model, optimizer and scheduler from the run's own seed.
+
+        Args:
+            make_model: Function without arguments that returns the model.
+        """
+        with seeded_globals(self.seed, "init"):
+            self.model = make_model().to(self.device)
+        self.random.attach(self.model)
+        self.optimizer = make_optimizer(self.hyps, self.model.parameters())
+        self.scheduler = make_scheduler(self.hyps, self.optimizer)
+
+    def end_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Step scheduler, best epoch and early stopping by an epoch's metrics."""
+        name, mode = self.hyps.monitor_mode()
+        value = metrics[name]
+        self.metrics = dict(metrics)
+        self.progress.update(value, self.epoch, mode)
+        scheduler: Any = self.scheduler
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(value)
+        elif scheduler is not None:
+            scheduler.step()
+
+    def checkpoint(self, norm_stats: Any, labels: Any) -> dict[str, Any]:
+        """Everything that resuming needs."""
+        scheduler = self.scheduler
+        return {
+            "schema_version": checkpoints.CHECKPOINT_VERSION,
+            "epoch": self.epoch,
+            "model_state_dict": self.model.state_dict(),
+            "optim_state_dict": self.optimizer.state_dict(),
+            "scheduler_state_dict": scheduler.state_dict() if scheduler else None,
+            "rng": self.random.state(),
+            "hyps": self.hyps.model_dump(mode="json"),
+            "metrics": self.metrics,
+            "norm_stats": norm_stats,
+            "data": labels,
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(state["model_state_dict"])
+        self.optimizer.load_state_dict(state["optim_state_dict"])
+        if self.scheduler is not None:
+            template = self.scheduler.state_dict()
+            saved = state["scheduler_state_dict"]
+            self.scheduler.load_state_dict(
+                {k: checkpoints.like(v, template.get(k)) for k, v in saved.items()}
+            )
+        self.random.load_state(state["rng"])
+        self.progress = Progress(**state["progress"])
+        self.epoch = state["epoch"]
+        self.metrics = state["metrics"]
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint that is whole, else from the start."""
+        index = self.folder.read_index()
+        saved = sorted((f["epoch"] for f in index["files"].values()), reverse=True)
+        for epoch in saved:
+            try:
+                content = self.folder.read_checkpoint(epoch)
+                path = self.folder.checkpoint_path(epoch)
+                state = checkpoints.from_bytes(content, path, "cpu")
+                self._check_best(state, saved)
+            except (CheckpointError, StoreError) as error:
+                logger.warning("run %d: %s; going back further", self.number, error)
+                continue
+            self.restore(state)
+            break
+        self.folder.forget_after(self.epoch)
+        self.folder.cut_metrics(self.epoch)
+
+    def _check_best(self, state: Mapping[str, Any], saved: list[int]) -> None:
+        """The best epoch so far must be whole too, or its score would be lost."""
+        best = state["progress"]["best_epoch"]
+        if best != state["epoch"]:
+            self.folder.read_checkpoint(best)
+
+
+@contextlib.contextmanager
+def claimed(folders: list[RunFolder]) -> Iterator[list[tuple[RunFolder, Claim]]]:
+    """Claim runs; yields those that no other live process holds, with their claims."""
+    claims: list[tuple[RunFolder, Claim]] = []
+    try:
+        for folder in folders:
+            claim = Claim(folder.claim)
+            if not claim.acquire():
+                continue
+            claims.append((folder, claim))
+            remove_temporaries(folder.path)
+            remove_temporaries(folder.checkpoints)
+        yield claims
+    finally:
+        for _, claim in claims:
+            claim.release()
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """One line for people, and the whole traceback."""
+    text = str(error).strip().splitlines()
+    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return line, "".join(traceback.format_exception(error))
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

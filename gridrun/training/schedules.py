@@ -1,0 +1,122 @@
+"""Optimizers and learning-rate schedulers by the names of torch."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from gridrun.config import Hyperparams, suggest
+from gridrun.errors import ConfigError
+from gridrun.training.checkpoint import plain
+
+NEEDS_CLOSURE = ("LBFGS",)
+
+
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim that step without a closure."""
+    return [
+        name
+        for name, item in vars(torch.optim).items()
+        if inspect.isclass(item)
+        and issubclass(item, Optimizer)
+        and item is not Optimizer
+        and name not in NEEDS_CLOSURE
+    ]
+
+
+def scheduler_names() -> list[str]:
+    """The classes of torch.optim.lr_scheduler."""
+    return [
+        name
+        for name, item in vars(lr_scheduler).items()
+        if inspect.isclass(item)
+        and issubclass(item, lr_scheduler.LRScheduler)
+        and not name.startswith("_")
+        and name != "LRScheduler"
+    ]
+
+
+def make_optimizer(hyps: Hyperparams, parameters: Any) -> Optimizer:
+    """The optimizer that the keys name, over `parameters`.
+
+    Raises:
+        ConfigError: For an unknown name or argument.
+    """
+    if hyps.optimizer not in optimizer_names():
+        raise ConfigError(
+            f"optimizer: unknown {hyps.optimizer!r}"
+            f"{suggest(hyps.optimizer, optimizer_names())}"
+        )
+    kind: Any = getattr(torch.optim, hyps.optimizer)
+    known = set(inspect.signature(kind).parameters) - {"params"}
+    _check_arguments("optimizer_args", hyps.optimizer, hyps.optimizer_args, known)
+    arguments = dict(hyps.optimizer_args) | {"lr": hyps.lr}
+    if "weight_decay" in known:
+        arguments["weight_decay"] = hyps.l2
+    elif hyps.l2:
+        raise ConfigError(f"l2: {hyps.optimizer} has no weight decay; use l2 0")
+    try:
+        optimizer: Optimizer = kind(parameters, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer_args: {hyps.optimizer}: {error}") from error
+    return optimizer
+
+
+def make_scheduler(
+    hyps: Hyperparams, optimizer: Optimizer
+) -> lr_scheduler.LRScheduler | None:
+    """The scheduler that the keys name, or None.
+
+    Raises:
+        ConfigError: For an unknown name or argument, or one that JSON cannot express.
+    """
+    name = hyps.scheduler
+    if name is None:
+        return None
+    if name not in scheduler_names():
+        raise ConfigError(
+            f"scheduler: unknown {name!r}{suggest(name, scheduler_names())}"
+        )
+    kind: Any = getattr(lr_scheduler, name)
+    arguments = dict(hyps.scheduler_args or {})
+    known = set(inspect.signature(kind).parameters) - {"optimizer"}
+    if name == "ReduceLROnPlateau":
+        known.discard("mode")
+        if "mode" in arguments:
+            raise ConfigError("scheduler_args: mode is monitor's; leave it out")
+        arguments["mode"] = hyps.monitor_mode()[1]
+    _check_arguments("scheduler_args", name, hyps.scheduler_args or {}, known)
+    try:
+        scheduler: lr_scheduler.LRScheduler = kind(optimizer, **arguments)
+        plain(scheduler.state_dict())
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise ConfigError(f"scheduler_args: {name}: {error}") from error
+    return scheduler
+
+
+def check_names(hyps: Hyperparams) -> list[tuple[str, str]]:
+    """Problems of the optimizer's and the scheduler's names and arguments."""
+    problems = []
+    parameters = [nn.Parameter(torch.zeros(1))]
+    optimizer: Optimizer = torch.optim.SGD(parameters, lr=hyps.lr)
+    try:
+        optimizer = make_optimizer(hyps, parameters)
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        make_scheduler(hyps, optimizer)
+    except ConfigError as error:
+        problems.append(error)
+    return [(key, text) for key, _, text in (str(e).partition(": ") for e in problems)]
+
+
+def _check_arguments(key: str, name: str, given: Any, known: set[str]) -> None:
+    for argument in given:
+        if argument not in known:
+            raise ConfigError(
+                f"{key}: {name} has no argument {argument!r}{suggest(argument, known)}"
+            )

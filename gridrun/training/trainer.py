@@ -1,0 +1,336 @@
+"""Trains a cohort: fit -> run_epoch -> train_step, validate, test."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gridrun.config import Hyperparams
+from gridrun.plugins import Library, reads
+from gridrun.run import RunState
+from gridrun.training import checkpoint as checkpoints
+from gridrun.training.cohort import Diverged, Interrupted, LiveRun, describe_failure
+from gridrun.training.data import Batch, Data, DataInfo, Split, batches, n_batches
+from gridrun.training.losses import is_finite
+from gridrun.training.seeding import epoch_order
+
+EVAL_BATCH_SIZE = 500
+Terms = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What a trainer tells of its work, as it goes.
+
+    Args:
+        kind: `start` (a run, `epoch` already done), `step` (of the cohort, at
+            `step` of `n_steps`), `epoch` (of a run), `end` (of a run).
+        number: The run; of a step the first of the cohort.
+        metrics: Of the epoch, or the final ones.
+    """
+
+    kind: Literal["start", "step", "epoch", "end"]
+    number: int
+    epoch: int
+    step: int = 0
+    n_steps: int = 0
+    n_runs: int = 1
+    state: str = RunState.RUNNING.value
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Trainer(abc.ABC):
+    """Trains the runs of a cohort over one stream of batches.
+
+    A library derives its own: how data are opened and a model is built, what is
+    measured, and the named loops, each the objective of one batch. A run's result
+    does not depend on the others of its cohort.
+
+    Args:
+        library: Names the models.
+        runs: Runs that share data, split, batch size and batch order.
+        data: Their data, on their device.
+        report: Called with an `Event` at each step, epoch and end.
+        should_stop: Asked before each step; True interrupts.
+    """
+
+    loops: ClassVar[Mapping[str, Callable[[Any, LiveRun, Batch], Terms]]] = {}
+
+    def __init__(
+        self,
+        library: Library,
+        runs: Sequence[LiveRun],
+        data: Data,
+        report: Callable[[Event], None] = lambda event: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.library = library
+        self.runs = list(runs)
+        self.data = data
+        self.report = report
+        self.should_stop = should_stop
+
+    # what a library defines
+
+    @staticmethod
+    @abc.abstractmethod
+    def inspect_data(hyps: Hyperparams) -> DataInfo:
+        """Facts about the data, found without reading samples.
+
+        Raises:
+            DataError: With every problem of the files.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def open_data(hyps: Hyperparams, device: torch.device) -> Data:
+        """Read data onto a device."""
+
+    @staticmethod
+    def prepare_model(model: nn.Module, data: Data) -> None:
+        """Set what a model takes from the training data, beside its parameters."""
+
+    def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
+        """A batch's inputs as the run's model takes them; random in training only."""
+        return batch.inputs
+
+    @staticmethod
+    @abc.abstractmethod
+    def predict(model: nn.Module, hyps: Hyperparams, split: str) -> Any:
+        """Predictions of a loaded model on train, val or test."""
+
+    @abc.abstractmethod
+    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
+        """`loss` (criterion alone), `acc` and further metrics over a whole split."""
+
+    # the ladder
+
+    def fit(self) -> None:
+        """Train every run to its end; failures are recorded, the others go on."""
+        for run in self.runs:
+            with self.guarded(run):
+                self.start(run)
+        while runs := self.due():
+            self.run_epoch(runs)
+        for run in self.live():
+            with self.guarded(run):
+                self.finish(run)
+
+    def live(self) -> list[LiveRun]:
+        """Runs that have not ended."""
+        return [run for run in self.runs if run.state is RunState.RUNNING]
+
+    def due(self) -> list[LiveRun]:
+        """The runs whose next epoch is the earliest, after finishing trained ones."""
+        for run in self.live():
+            if run.is_trained:
+                with self.guarded(run):
+                    self.finish(run)
+        live = self.live()
+        earliest = min((run.epoch for run in live), default=0)
+        return [run for run in live if run.epoch == earliest]
+
+    def start(self, run: LiveRun) -> None:
+        """Build the run, or continue it from its last checkpoint."""
+        run.build(lambda: build_model(self.library, run.hyps, self.data.info))
+        self.prepare_model(run.model, self.data)
+        run.folder.model_text.write_text(describe_model(run.model), encoding="utf-8")
+        run.resume()
+        run.folder.update(parameters=n_parameters(run.model))
+        run.log(f"training from epoch {run.epoch + 1} on {run.device}")
+        self.report(Event("start", run.number, run.epoch))
+
+    def run_epoch(self, runs: Sequence[LiveRun]) -> None:
+        """One pass over the training samples, then validation, for each run."""
+        first = runs[0]
+        n_samples = len(self.data.train)
+        epoch = first.epoch + 1
+        n_steps = n_batches(n_samples, first.hyps.batch_size)
+        order = torch.arange(n_samples)
+        if first.hyps.shuffle:
+            order = epoch_order(first.seed, epoch, n_samples)
+        totals = {run.number: EpochTotals() for run in runs}
+        for run in runs:
+            run.time_s = 0.0
+        shared_s = 0.0
+        for step, indices in enumerate(batches(order, first.hyps.batch_size), 1):
+            if self.should_stop():
+                raise Interrupted
+            started = time.perf_counter()
+            batch = self.data.train.batch(indices)
+            shared_s += time.perf_counter() - started
+            for run in self._running(runs):
+                with self.guarded(run), run.timed():
+                    totals[run.number].add(self.train_step(run, batch), len(batch))
+            self.report(Event("step", first.number, epoch, step, n_steps, len(runs)))
+        for run in self._running(runs):
+            run.time_s += shared_s / len(runs)
+            with self.guarded(run):
+                self.end_epoch(run, epoch, totals[run.number].means())
+
+    def train_step(self, run: LiveRun, batch: Batch) -> Terms:
+        """One optimizer update; returns the loss and its terms.
+
+        Raises:
+            Diverged: If the loss is not finite.
+        """
+        run.model.train()
+        terms = self.loops[run.hyps.train_loop](self, run, batch)
+        loss = terms["loss"]
+        if not is_finite(loss):
+            raise Diverged(f"training loss became {loss.item()}")
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        run.optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def end_epoch(self, run: LiveRun, epoch: int, training: dict[str, float]) -> None:
+        """Validate, record the epoch, and save its checkpoint."""
+        lr = run.lr
+        with run.timed():
+            validation = self.validate(run)
+        run.epoch = epoch
+        metrics = training | validation
+        for name in ("loss", "val_loss"):
+            if metrics[name] != metrics[name] or abs(metrics[name]) == float("inf"):
+                raise Diverged(f"{name} became {metrics[name]} in epoch {epoch}")
+        run.end_epoch(metrics)
+        row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
+        run.folder.append_metrics(row)
+        state = run.checkpoint(self.data.norm_stats, self.data.info.labels)
+        run.folder.save_checkpoint(
+            checkpoints.to_bytes(state),
+            epoch,
+            run.progress.best_epoch,
+            run.hyps.save_every_epoch,
+        )
+        run.log(", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+        self.report(Event("epoch", run.number, epoch, metrics=metrics))
+
+    def validate(self, run: LiveRun) -> dict[str, float]:
+        """Metrics of the validation split, as `val_...`."""
+        found = self._evaluated(run, self.data.val)
+        return {f"val_{name}": value for name, value in found.items()}
+
+    def test(self, run: LiveRun) -> dict[str, float]:
+        """Metrics of the test split for the run's best epoch, as `test_...`."""
+        best = run.progress.best_epoch
+        content = run.folder.read_checkpoint(best)
+        state = checkpoints.from_bytes(content, run.folder.checkpoint_path(best))
+        run.model.load_state_dict(state["model_state_dict"])
+        found = self._evaluated(run, self.data.test)
+        return {f"test_{name}": value for name, value in found.items()}
+
+    def finish(self, run: LiveRun) -> None:
+        """Score the test split once and record the run as done."""
+        self._end(run, RunState.DONE, test=self.test(run))
+
+    def _evaluated(self, run: LiveRun, split: Split) -> dict[str, float]:
+        run.model.eval()
+        with torch.no_grad():
+            return self.evaluate(run, split)
+
+    @staticmethod
+    def _running(runs: Sequence[LiveRun]) -> list[LiveRun]:
+        return [run for run in runs if run.state is RunState.RUNNING]
+
+    @contextlib.contextmanager
+    def guarded(self, run: LiveRun) -> Iterator[None]:
+        """A run's turn: its random numbers; its failure ends it and no other."""
+        try:
+            with run.random.active():
+                yield
+        except Diverged as error:
+            self._end(run, RunState.DIVERGED, error=str(error))
+        except Exception as error:  # noqa: BLE001 - any error of a model is a result
+            line, text = describe_failure(error)
+            run.folder.failure.write_text(text, encoding="utf-8")
+            self._end(run, RunState.FAILED, error=line)
+
+    def _end(
+        self,
+        run: LiveRun,
+        state: RunState,
+        error: str | None = None,
+        test: Mapping[str, float] | None = None,
+    ) -> None:
+        run.folder.keep_final(run.hyps.save_every_epoch)
+        run.end_attempt(state, error, test)
+        final = dict(test or {}) | {"error": error}
+        self.report(
+            Event("end", run.number, run.epoch, state=state.value, metrics=final)
+        )
+
+
+class EpochTotals:
+    """Averages of the training loss and its terms, weighted by samples."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._n_samples = 0
+
+    def add(self, terms: Terms, n_samples: int) -> None:
+        """Take in a step."""
+        for name, term in terms.items():
+            total = self._sums.get(name)
+            weighted = term.double() * n_samples
+            self._sums[name] = weighted if total is None else total + weighted
+        self._n_samples += n_samples
+
+    def means(self) -> dict[str, float]:
+        """The averages so far."""
+        return {n: float(t.item()) / self._n_samples for n, t in self._sums.items()}
+
+
+def build_model(library: Library, hyps: Hyperparams, info: DataInfo) -> nn.Module:
+    """A model of the class and settings that the keys name.
+
+    Raises:
+        ConfigError: If its layers do not fit the image.
+    """
+    kind = library.model(hyps.model_type)
+    available = hyps.model_dump() | {"n_units": info.n_units, "centers": info.centers}
+    arguments = {name: available[name] for name in reads(kind) if name in available}
+    model: nn.Module = kind(**arguments)
+    return model
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def describe_model(model: nn.Module) -> str:
+    """What was built, with the shape of each parameter, for model.txt."""
+    lines = [str(model), "", "trainable parameters:"]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shape = "×".join(map(str, parameter.shape)) or "1"
+            lines.append(f"{parameter.numel():12,}  {name}  ({shape})")
+    lines.append(f"{n_parameters(model):12,}  in total")
+    return "\n".join(lines) + "\n"
+
+
+def rebuild_model(library: Library, state: Mapping[str, Any]) -> nn.Module:
+    """The model of a checkpoint, in eval mode on the CPU; draws no random number.
+
+    It carries `hyps` and `norm_stats` as attributes, and `cells` and `centers` where
+    the data had them.
+    """
+    hyps = library.schema.model_validate(state["hyps"])
+    labels = state["data"]
+    info = DataInfo(labels["n_units"], labels, {}, (), labels.get("centers"))
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(library, hyps, info)
+    model.load_state_dict(state["model_state_dict"])
+    facts: dict[str, Any] = {"hyps": hyps, "norm_stats": state["norm_stats"]}
+    facts |= {name: labels.get(name) for name in ("cells", "centers", "class_names")}
+    vars(model).update(facts)
+    return model.eval()

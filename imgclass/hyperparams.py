@@ -1,0 +1,158 @@
+"""The hyperparameters of image classifiers; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gridrun.config import Hyperparams, key, shown
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ImageHyperparams(Hyperparams):
+    """Keys of `imgclass` (hyperparameter reference: training_scripts)."""
+
+    chans: list[PositiveInt] = key(
+        [64, 128, 256, 256, 256], "channels of the convolutions", group="model"
+    )
+    ksizes: list[PositiveInt] = key(
+        [5, 5, 5, 5, 5], "kernel side of each convolution", group="model"
+    )
+    paddings: list[NonNegativeInt] | None = key(
+        None, "zero padding of each convolution; null: 0", group="model"
+    )
+    strides: list[PositiveInt] | None = key(
+        None, "stride of each convolution; null: 1", group="model"
+    )
+    mid_dims: int | None = key(
+        None,
+        "width of the hidden linear layers; null: 128 for SmallNet",
+        group="model",
+        ge=1,
+    )
+    width: int | None = key(
+        None,
+        "channels of every convolution; null: the published widths",
+        group="model",
+        ge=1,
+    )
+    plain_n: int = key(1, "n of Plain-(8n+2)", group="model", ge=1)
+    n_shakes: int = key(
+        1,
+        "Shake-Shake branches per convolution; 1: none",
+        group="model",
+        available=False,
+        ge=1,
+    )
+    locrespnorm: bool = key(
+        False, "local response normalisation", group="model", available=False
+    )
+    bnorm: bool = key(True, "batch normalisation after each convolution", group="model")
+    bn_moment: float = key(
+        0.1,
+        "running statistics = (1 - m) running + m batch",
+        group="model",
+        gt=0,
+        le=1,
+    )
+    stackconvs: bool = key(
+        False,
+        "convolutions larger than 3×3 as linear stacks of 3×3",
+        group="model",
+    )
+    drop_ps: list[Probability] | None = key(
+        None,
+        "dropout at each place: after each convolution, after the hidden linear "
+        "layer; null: 0",
+        group="model",
+    )
+    img_shape: list[PositiveInt] = key(
+        [3, 32, 32],
+        "(C, H, W) of one image",
+        group="model",
+        min_length=3,
+        max_length=3,
+    )
+
+    augment: Literal["auto"] | list[Literal["flip", "crop", "jitter", "rotate"]] = key(
+        "auto",
+        "random changes of training images, in order; auto: the list in the file",
+        group="data",
+    )
+    normalizer: Literal["none", "global", "per_channel", "per_sample"] = key(
+        "per_channel",
+        "how inputs are normalised, fitted on training samples",
+        group="data",
+        available=False,
+    )
+
+    train_loop: Literal["train_loop"] = key(
+        "train_loop", "named training procedure of the Trainer", group="training"
+    )
+    lossfxn: Literal["CrossEntropyLoss", "MSELoss", "PoissonNLLLoss"] = key(
+        "CrossEntropyLoss",
+        "the loss of a prediction; MSELoss on one-hot targets, PoissonNLLLoss on "
+        "log rates and one-hot counts",
+        group="training",
+    )
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Contradictions between image keys."""
+        yield from super().problems()
+        if isinstance(self.augment, list) and len(set(self.augment)) < len(
+            self.augment
+        ):
+            yield "augment", "an augmentation stands twice"
+        if self.batch_size == 1 and self.bnorm:
+            yield "batch_size", "1 with bnorm true; use at least 2"
+        if self.model_type != "SmallNet":
+            return
+        n_layers = len(self.chans)
+        if not n_layers:
+            yield "chans", "SmallNet needs at least one convolution"
+        places = {"ksizes": n_layers, "paddings": n_layers, "strides": n_layers}
+        places["drop_ps"] = n_layers + 1
+        for name, expected in places.items():
+            given = getattr(self, name)
+            if given is not None and len(given) != expected:
+                yield (
+                    name,
+                    f"expected {expected} values for chans {shown(self.chans)}, "
+                    f"got {len(given)}",
+                )
+
+    def resolved(self) -> dict[str, object]:
+        """Lists and widths whose null means a fixed value."""
+        values = super().resolved()
+        if self.model_type == "SmallNet":
+            n_layers = len(self.chans)
+            fixed = {
+                "paddings": [0] * n_layers,
+                "strides": [1] * n_layers,
+                "drop_ps": [0.0] * (n_layers + 1),
+                "mid_dims": 128,
+            }
+            values |= {
+                name: value
+                for name, value in fixed.items()
+                if getattr(self, name) is None
+            }
+        return values
+
+    def inactive(self, reads: frozenset[str]) -> dict[str, str]:
+        """Adds the conditions of the image keys."""
+        reasons = super().inactive(reads)
+        if not self.bnorm:
+            reasons["bn_moment"] = "needs bnorm true"
+        if "ksizes" not in reads or all(side <= 3 for side in self.ksizes):
+            reasons["stackconvs"] = "needs a kernel larger than 3"
+        if self.shuffle:
+            reasons["val_loc"] = "needs shuffle false; else the split is random"
+        else:
+            reasons["split_seed"] = "needs shuffle true; else the split is a block"
+        return reasons

@@ -1,0 +1,191 @@
+"""Image classifiers: every public class here is a `model_type`.
+
+Input (B, C, H, W), normalised. Output (B, U): logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from gridrun.errors import ConfigError
+from gridrun.nn import Dropout, LinearStackedConv2d, valid_map
+
+
+class _Conv(NamedTuple):
+    """One convolution of a plain network."""
+
+    chans: int
+    ksize: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+def _block(
+    cin: int, conv: _Conv, bnorm: bool, bn_moment: float, stacked: bool = False
+) -> nn.Sequential:
+    """conv → batch norm → ReLU."""
+    make = LinearStackedConv2d if stacked and conv.ksize > 3 else nn.Conv2d
+    layers: list[nn.Module] = [
+        make(cin, conv.chans, conv.ksize, stride=conv.stride, padding=conv.padding)
+    ]
+    if bnorm:
+        layers.append(nn.BatchNorm2d(conv.chans, momentum=bn_moment))
+    layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def _checked_map(
+    name: str, index: int, side: tuple[int, int], conv: _Conv
+) -> tuple[int, int]:
+    height, width = valid_map(side, conv.ksize, conv.stride, conv.padding)
+    if min(height, width) < 1:
+        raise ConfigError(
+            f"img_shape: {name}'s convolution {index} has a kernel of "
+            f"{conv.ksize}×{conv.ksize} on a map of {side[0]}×{side[1]} (padding "
+            f"{conv.padding}); use larger images or smaller kernels"
+        )
+    return height, width
+
+
+class _PlainNetwork(nn.Module):
+    """Convolution blocks, global average pool, linear."""
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        convs: Sequence[_Conv],
+        width: int | None,
+        bnorm: bool,
+        bn_moment: float,
+    ) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        cin, side = img_shape[0], (img_shape[1], img_shape[2])
+        for i, conv in enumerate(convs):
+            conv = conv._replace(chans=width or conv.chans)
+            side = _checked_map(type(self).__name__, i, side, conv)
+            blocks.append(_block(cin, conv, bnorm, bn_moment))
+            cin = conv.chans
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.logits = nn.Linear(cin, n_units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, U) of images x (B, C, H, W)."""
+        pooled: Tensor = self.pool(self.blocks(x))
+        logits: Tensor = self.logits(pooled.flatten(1))
+        return logits
+
+
+class Tiny10(_PlainNetwork):
+    """Tiny-10 of Kornblith et al. (2019), Table E.1.
+
+    Args:
+        img_shape: (C, H, W); sides ≥ 9.
+        n_units: Number of classes.
+        width: Channels of every convolution; None: 16 to 64 as published.
+        bnorm: Batch norm after every convolution.
+        bn_moment: Share of the batch in the running statistics.
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        width: int | None,
+        bnorm: bool,
+        bn_moment: float,
+    ) -> None:
+        convs = [_Conv(16), _Conv(16), _Conv(32, stride=2), _Conv(32), _Conv(32)]
+        convs += [_Conv(64, stride=2), _Conv(64, padding=0), _Conv(64, 1, padding=0)]
+        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment)
+
+
+class PlainN(_PlainNetwork):
+    """Plain-(8n+2) of Kornblith et al. (2019), Table E.2.
+
+    Args:
+        img_shape: (C, H, W); sides ≥ 9.
+        n_units: Number of classes.
+        plain_n: n, ≥ 1.
+        width: Channels of every convolution; None: 96 and 192 as published.
+        bnorm: Batch norm after every convolution.
+        bn_moment: Share of the batch in the running statistics.
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        plain_n: int,
+        width: int | None,
+        bnorm: bool,
+        bn_moment: float,
+    ) -> None:
+        n = plain_n
+        convs = [_Conv(96)] * (3 * n - 1) + [_Conv(96, stride=2)]
+        convs += [_Conv(192)] * (3 * n - 1) + [_Conv(192, stride=2)]
+        convs += [_Conv(192)] * (n - 1) + [_Conv(192, padding=0)]
+        convs += [_Conv(192, 1, padding=0)] * n
+        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment)
+
+
+class SmallNet(nn.Module):
+    """Free convolutions, one hidden linear layer, logits.
+
+    Args:
+        img_shape: (C, H, W).
+        n_units: Number of classes.
+        chans: Channels of each convolution.
+        ksizes: Kernel side of each.
+        strides: Stride of each.
+        paddings: Zero padding of each.
+        mid_dims: Width of the hidden linear layer.
+        drop_ps: Dropout after each convolution and after the hidden linear layer.
+        stackconvs: Kernels larger than 3 as linear stacks of 3×3.
+        bnorm: Batch norm after every convolution.
+        bn_moment: Share of the batch in the running statistics.
+
+    Raises:
+        ConfigError: If a kernel does not fit its map.
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        chans: Sequence[int],
+        ksizes: Sequence[int],
+        strides: Sequence[int],
+        paddings: Sequence[int],
+        mid_dims: int,
+        drop_ps: Sequence[float],
+        stackconvs: bool,
+        bnorm: bool,
+        bn_moment: float,
+    ) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        cin, side = img_shape[0], (img_shape[1], img_shape[2])
+        layers = zip(chans, ksizes, strides, paddings, drop_ps[:-1], strict=True)
+        for i, (*sizes, drop_p) in enumerate(layers):
+            conv = _Conv(*sizes)
+            side = _checked_map("SmallNet", i, side, conv)
+            block = _block(cin, conv, bnorm, bn_moment, stackconvs)
+            blocks += [block, Dropout(drop_p)]
+            cin = conv.chans
+        self.blocks = nn.Sequential(*blocks)
+        self.hidden = nn.Linear(cin * side[0] * side[1], mid_dims)
+        self.activation = nn.LeakyReLU(0.01)
+        self.dropout = Dropout(drop_ps[-1])
+        self.logits = nn.Linear(mid_dims, n_units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, U) of images x (B, C, H, W)."""
+        hidden = self.hidden(self.blocks(x).flatten(1))
+        logits: Tensor = self.logits(self.dropout(self.activation(hidden)))
+        return logits

@@ -1,0 +1,68 @@
+"""Training of image classifiers: the objective, and what is measured."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from gridrun.config import Hyperparams
+from gridrun.training.cohort import LiveRun
+from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
+from gridrun.training.losses import class_loss, l1_of_outputs
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
+from imgclass import analysis, datas
+from imgclass.augment import augment_images
+from imgclass.hyperparams import ImageHyperparams
+from imgclass.metrics import n_correct
+
+
+class ImageTrainer(Trainer):
+    """Trains classifiers on image sets."""
+
+    @staticmethod
+    def inspect_data(hyps: Hyperparams) -> DataInfo:
+        """Facts about the image set that the keys name."""
+        return datas.inspect_data(cast(ImageHyperparams, hyps))
+
+    @staticmethod
+    def open_data(hyps: Hyperparams, device: torch.device) -> Data:
+        """Read the image set that the keys name."""
+        return datas.open_data(cast(ImageHyperparams, hyps), device)
+
+    @staticmethod
+    def predict(model: nn.Module, hyps: Hyperparams, split: str) -> Any:
+        """Classes of a split; see `imgclass.analysis.predict`."""
+        return analysis.predict(model, cast(ImageHyperparams, hyps), split)
+
+    def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
+        """Images normalised per channel; in training augmented before that."""
+        images = batch.inputs
+        if run.model.training:
+            names = self.data.info.labels["augment"]
+            images = augment_images(
+                images, names, run.random.generators["augmentation"]
+            )
+        return datas.normalise(images, self.data.norm_stats)
+
+    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """Loss of the labels plus the l1 term."""
+        logits = run.model(self.inputs(run, batch))
+        loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
+        if not run.hyps.l1:
+            return {"loss": loss}
+        penalty = run.hyps.l1 * l1_of_outputs(logits)
+        return {"loss": loss + penalty, "l1": penalty}
+
+    loops: ClassVar = {"train_loop": train_objective}
+
+    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
+        """Loss and accuracy on the whole split."""
+        total, correct = 0.0, 0
+        for batch in in_order(split, EVAL_BATCH_SIZE):
+            logits = run.model(self.inputs(run, batch))
+            loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
+            total += float(loss) * len(batch)
+            correct += n_correct(logits, batch.targets)
+        return {"loss": total / len(split), "acc": correct / len(split)}

@@ -1,0 +1,296 @@
+"""The hyperparameters of retina models; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gridrun.config import Hyperparams, key, shown
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+ResponseType = Literal[
+    "firing_rate_5ms", "firing_rate_10ms", "firing_rate_20ms", "binned"
+]
+
+
+class RetinaHyperparams(Hyperparams):
+    """Keys of `torchdeepretina` (hyperparameter reference: training_scripts)."""
+
+    n_layers: int | None = key(
+        None,
+        "layers including the ganglion layer; null: one more than chans",
+        group="model",
+        ge=1,
+    )
+    chans: list[PositiveInt] = key(
+        [8, 8],
+        "channels of the hidden convolutions, ganglion layer excluded",
+        group="model",
+    )
+    ksizes: list[PositiveInt] = key(
+        [15, 11, 11],
+        "kernel side per layer; the last is the ganglion kernel, read only with "
+        "convgc, else optional",
+        group="model",
+    )
+    bnorm: bool = key(
+        True, "batch normalisation, ganglion layer included", group="model"
+    )
+    bnorm_d: Literal[1, 2] = key(
+        1, "batch norm per unit (1) or per channel (2) in hidden blocks", group="model"
+    )
+    bn_moment: float = key(
+        0.01,
+        "running statistics = (1 - m) running + m batch",
+        group="model",
+        gt=0,
+        le=1,
+    )
+    bias: bool = key(True, "biases of the hidden convolutions", group="model")
+    gc_bias: bool | None = key(
+        None,
+        "bias of the final layer; null: true exactly if no batch norm follows",
+        group="model",
+    )
+    softplus: bool = key(True, "softplus on the model's output", group="model")
+    output_scale: Literal["none", "std"] = key(
+        "none",
+        "std: rates are multiplied by each cell's standard deviation in training",
+        group="model",
+    )
+    stackconvs: bool = key(
+        False,
+        "hidden convolutions as linear stacks of 3×3; default true for VaryModel",
+        group="model",
+    )
+    drop_p: float = key(
+        0.0,
+        "dropout between the convolutions of a stack; needs stackconvs",
+        group="model",
+        ge=0,
+        lt=1,
+    )
+    convgc: bool = key(
+        False,
+        "ganglion layer is a convolution read at each cell's centre",
+        group="model",
+    )
+    rand_onehot: bool = key(
+        False,
+        "one-hot weights uniform in (0, 1), else 1/(H·W)",
+        group="model",
+        available=False,
+    )
+    noise: float = key(
+        0.05,
+        "standard deviation of the Gaussian noise before each hidden ReLU, in training",
+        group="model",
+        ge=0,
+    )
+    img_shape: list[PositiveInt] = key(
+        [40, 50, 50],
+        "(C, H, W) of one sample; C is the number of frames that a model sees",
+        group="model",
+        min_length=3,
+        max_length=3,
+    )
+
+    stim_type: str = key(
+        ...,
+        "name of the data set's HDF5 file, without .h5",
+        group="data",
+        pattern=r"^[^/\\]+$",
+    )
+    cells: Literal["all"] | list[NonNegativeInt] = key(
+        "all", "recorded cells to train on, in this order", group="data"
+    )
+    response_type: ResponseType = key(
+        "firing_rate_10ms",
+        "which response is the target (Hz; binned: spikes per bin)",
+        group="data",
+    )
+    target_offset: Literal[0, 1] = key(
+        1, "target bin relative to the last frame of the window", group="data"
+    )
+    n_skip_frames: int = key(
+        0, "frames ignored at the start of every training block", group="data", ge=0
+    )
+    stim_storage: Literal["auto", "uint8", "float16", "float32"] = key(
+        "auto", "type of the stimulus in memory; auto: as in the file", group="data"
+    )
+    normalizer: Literal["none", "global", "per_channel", "per_sample"] = key(
+        "global",
+        "how inputs are normalised, fitted on training samples",
+        group="data",
+        available=False,
+    )
+
+    train_loop: Literal["train_loop", "retinotopic_loop"] = key(
+        "train_loop",
+        "named training procedure of the Trainer",
+        group="training",
+        available=("train_loop",),
+    )
+    lossfxn: Literal["PoissonNLLLoss", "MSELoss"] = key(
+        "PoissonNLLLoss", "the loss of a prediction", group="training"
+    )
+    log_poisson: bool = key(
+        False, "PoissonNLLLoss: the model's output is a log rate", group="training"
+    )
+    semantic_scale: float = key(
+        10.0,
+        "weight of the semantic loss; retinotopic_loop",
+        group="training",
+        available=False,
+        ge=0,
+    )
+    semantic_l1: float = key(
+        0.0,
+        "l1 penalty of the one-hot weights; retinotopic_loop",
+        group="training",
+        available=False,
+        ge=0,
+    )
+
+    prune: bool = key(
+        False,
+        "prune channels after n_epochs",
+        group="pruning",
+        available=False,
+    )
+    prune_layers: list[str] = key(
+        [],
+        "prunable layers, in order; empty: all hidden ones",
+        group="pruning",
+        available=False,
+    )
+    prune_intvl: int = key(
+        10, "epochs per attempt", group="pruning", available=False, ge=1
+    )
+    prune_tolerance: float = key(
+        0.01,
+        "largest accepted fall of val_acc",
+        group="pruning",
+        available=False,
+        ge=0,
+    )
+    alpha_steps: int = key(
+        5, "integration steps", group="pruning", available=False, ge=1
+    )
+    intg_bsize: int = key(
+        500, "samples for the scores", group="pruning", available=False, ge=1
+    )
+    zero_bias: bool = key(
+        True, "a removed channel emits 0", group="pruning", available=False
+    )
+    reset_sd: bool = key(
+        False,
+        "retrain from initial weights after a removal",
+        group="pruning",
+        available=False,
+    )
+    reset_lr: bool = key(
+        False, "back to lr after a removal", group="pruning", available=False
+    )
+    abssum: bool = key(
+        False, "sum of |IG| instead of |sum of IG|", group="pruning", available=False
+    )
+    altn_layers: bool = key(
+        False, "alternate between layers", group="pruning", available=False
+    )
+
+    @classmethod
+    def model_defaults(cls, model_type: str) -> Mapping[str, object]:
+        """VaryModel's convolutions are stacked unless told otherwise."""
+        return {"stackconvs": True} if model_type == "VaryModel" else {}
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Contradictions between retina keys."""
+        yield from super().problems()
+        n_layers = len(self.chans) + 1
+        if self.n_layers is not None and self.n_layers != n_layers:
+            yield (
+                "n_layers",
+                f"{self.n_layers} layers need {self.n_layers - 1} values in chans, "
+                f"which has {len(self.chans)}; leave n_layers out or match them",
+            )
+        needed = n_layers if self.convgc else n_layers - 1
+        if len(self.ksizes) not in {needed, n_layers}:
+            yield (
+                "ksizes",
+                f"expected {needed if self.convgc else f'{needed} or {n_layers}'} "
+                f"kernel sizes for chans {shown(self.chans)}, "
+                f"got {len(self.ksizes)}",
+            )
+        if isinstance(self.cells, list):
+            if not self.cells:
+                yield "cells", 'an empty list; name cells or use "all"'
+            elif len(set(self.cells)) < len(self.cells):
+                yield "cells", "a cell stands twice"
+        if (
+            self.lossfxn == "PoissonNLLLoss"
+            and not self.softplus
+            and not self.log_poisson
+        ):
+            yield (
+                "softplus",
+                "false makes rates negative, which PoissonNLLLoss cannot take; "
+                "set log_poisson true or softplus true",
+            )
+        if self.batch_size == 1 and self.bnorm:
+            yield "batch_size", "1 with bnorm true; use at least 2"
+
+    def resolved(self) -> dict[str, object]:
+        """n_layers and gc_bias follow from chans and bnorm."""
+        gc_bias = self.gc_bias if self.gc_bias is not None else not self.bnorm
+        return super().resolved() | {
+            "n_layers": len(self.chans) + 1,
+            "gc_bias": gc_bias,
+        }
+
+    def inactive(self, reads: frozenset[str]) -> dict[str, str]:
+        """Adds the conditions of the retina keys."""
+        reasons = super().inactive(reads)
+        reasons["split_seed"] = "a recording is split in time, not at random"
+        if not self.chans:
+            for name in ("bnorm_d", "bias", "noise"):
+                reasons[name] = "needs a hidden layer (chans)"
+        if not self.bnorm:
+            for name in ("bnorm_d", "bn_moment"):
+                reasons[name] = "needs bnorm true"
+        if all(side <= 3 for side in self.ksizes[: len(self.chans)]):
+            reasons["stackconvs"] = "needs a hidden kernel larger than 3"
+        if not self.stackconvs or "stackconvs" in reasons:
+            reasons["drop_p"] = "needs stackconvs true and a hidden kernel above 3"
+        if self.lossfxn != "PoissonNLLLoss":
+            reasons["log_poisson"] = "needs PoissonNLLLoss"
+        if self.train_loop != "retinotopic_loop":
+            for name in ("semantic_scale", "semantic_l1"):
+                reasons[name] = "needs train_loop retinotopic_loop"
+        if not self.prune:
+            for name in PRUNING_KEYS:
+                reasons[name] = "needs prune true"
+        return reasons
+
+    def identity_value(self, name: str) -> Any:
+        """The ganglion kernel of a dense model is not read."""
+        if name == "ksizes" and not self.convgc:
+            return self.ksizes[: len(self.chans)]
+        return super().identity_value(name)
+
+
+PRUNING_KEYS = (
+    "prune_layers",
+    "prune_intvl",
+    "prune_tolerance",
+    "alpha_steps",
+    "intg_bsize",
+    "zero_bias",
+    "reset_sd",
+    "reset_lr",
+    "abssum",
+    "altn_layers",
+)

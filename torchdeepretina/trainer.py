@@ -1,0 +1,77 @@
+"""Training of retina models: the objectives, and what is measured."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from gridrun.config import Hyperparams
+from gridrun.training.cohort import LiveRun
+from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
+from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
+from torchdeepretina import analysis, datas
+from torchdeepretina.hyperparams import RetinaHyperparams
+from torchdeepretina.metrics import pearson_per_cell
+
+
+def criterion(model: Any, lossfxn: str, z: Tensor, targets: Tensor) -> Tensor:
+    """The loss of outputs z (B, U) against targets (B, U), by name."""
+    if lossfxn == "PoissonNLLLoss":
+        return poisson_nll(model.scaled(z), targets, log_rate=model.is_log_rate)
+    return mean_squared_error(model.scaled(z), targets)
+
+
+class RetinaTrainer(Trainer):
+    """Trains retina models on windows of a recording."""
+
+    @staticmethod
+    def inspect_data(hyps: Hyperparams) -> DataInfo:
+        """Facts about the recording that the keys name."""
+        return datas.inspect_data(cast(RetinaHyperparams, hyps))
+
+    @staticmethod
+    def open_data(hyps: Hyperparams, device: torch.device) -> Data:
+        """Read the recording that the keys name."""
+        return datas.open_data(cast(RetinaHyperparams, hyps), device)
+
+    @staticmethod
+    def prepare_model(model: nn.Module, data: Data) -> None:
+        """Give each cell's output its standard deviation in training, if asked."""
+        if model.scales_output:
+            targets = cast(datas.Windows, data.train).targets.double()
+            scale = targets.std(0)
+            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            cast(Tensor, model.output_scale).copy_(scale)
+
+    @staticmethod
+    def predict(model: nn.Module, hyps: Hyperparams, split: str) -> Any:
+        """Rates of a split; see `torchdeepretina.analysis.predict`."""
+        return analysis.predict(model, cast(RetinaHyperparams, hyps), split)
+
+    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """Criterion plus the l1 term."""
+        z = run.model(self.inputs(run, batch))
+        hyps = run.hyps
+        loss = criterion(run.model, hyps.lossfxn, z, batch.targets)
+        if not hyps.l1:
+            return {"loss": loss}
+        penalty = hyps.l1 * l1_of_outputs(z)
+        return {"loss": loss + penalty, "l1": penalty}
+
+    loops: ClassVar = {"train_loop": train_objective}
+
+    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
+        """Criterion and mean Pearson correlation over cells, on the whole split."""
+        model: Any = run.model
+        rates, targets, total = [], [], 0.0
+        for batch in in_order(split, EVAL_BATCH_SIZE):
+            z = run.model(self.inputs(run, batch))
+            loss = criterion(run.model, run.hyps.lossfxn, z, batch.targets)
+            total += float(loss) * len(batch)
+            rates.append(model.link(z))
+            targets.append(batch.targets)
+        r = pearson_per_cell(torch.cat(rates), torch.cat(targets))
+        return {"loss": total / len(split), "acc": float(r.mean())}

@@ -1,0 +1,17 @@
+"""Train a grid: python3 main.py hyperparams.json hyperranges.json [key=value ...]
+
+The same as `gridrun run`; `python3 main.py --help` lists the options.
+"""
+
+import sys
+
+try:
+    from gridrun.cli import main
+except ImportError as error:
+    sys.exit(
+        f"error: {error}. Install the repository for this Python: `make demo` makes "
+        "an environment, `source .venv/bin/activate` uses it."
+    )
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))
