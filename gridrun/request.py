@@ -55,6 +55,7 @@ class Request:
         grids: The same, parsed.
         library: Whose keys apply.
         sources: File to name in messages, for `base`, `ranges` and overridden keys.
+        problems: Found while reading; `points` raises them with its own.
     """
 
     base: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Request:
     grids: tuple[Grid, ...]
     library: Library
     sources: Mapping[str, str]
+    problems: tuple[Problem, ...] = ()
 
     def points(self) -> list[Point]:
         """Every grid point, completed and checked without torch.
@@ -70,18 +72,16 @@ class Request:
             ConfigError: With every problem of both files.
         """
         found: list[Point] = []
-        problems: dict[Problem, None] = {}
+        problems = dict.fromkeys(self.problems)
+        broken = {(problem.file, problem.key) for problem in self.problems}
         for axes in points(self.grids):
-            values = dict(self.base)
-            wrong: list[tuple[str, str]] = []
-            for name, value in axes.items():
-                try:
-                    set_nested(values, name, value)
-                except TypeError as error:
-                    wrong.append((name, str(error)))
-            hyps, more = complete(values, self.library.schema)
-            for name, message in [*wrong, *more]:
-                problems[Problem(self.source_of(name), name, message)] = None
+            hyps, wrong = self._completed(axes)
+            for name, message in wrong:
+                problem = Problem(self.source_of(name), name, message)
+                if (problem.file, name) not in broken and not (
+                    self.is_partial and message.startswith("required")
+                ):
+                    problems[problem] = None
             if hyps is not None:
                 found.append(Point(axes, hyps))
             if len(problems) >= MAX_PROBLEMS:
@@ -89,6 +89,25 @@ class Request:
         problems |= dict.fromkeys(self._never_swept())
         raise_problems(list(problems))
         return found
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether part of the ranges could not be read, so that keys may be missing."""
+        return any(one.file == self.sources["ranges"] for one in self.problems)
+
+    def _completed(
+        self, axes: Mapping[str, Any]
+    ) -> tuple[Hyperparams | None, list[tuple[str, str]]]:
+        values = dict(self.base)
+        wrong: list[tuple[str, str]] = []
+        for name, value in axes.items():
+            try:
+                set_nested(values, name, value)
+            except TypeError as error:
+                wrong.append((name, str(error)))
+        wrong += _unknown_names(values, self.library)
+        hyps, more = complete(values, self.library.schema)
+        return hyps, wrong + more
 
     def source_of(self, name: str) -> str:
         """The file that gave a key its value."""
@@ -136,58 +155,65 @@ def read_request(
     Raises:
         ConfigError: With every problem that keeps the files from being understood.
     """
-    base, base_name, base_folder, problems = _read(hyperparams, "hyperparams")
-    ranges, ranges_name, ranges_folder, more = _read(
-        {} if hyperranges is None else hyperranges, "hyperranges"
-    )
-    problems += more
-    if base is not None and not isinstance(base, dict):
-        problems.append(f"{base_name}: expected an object of key: value")
-    grids: tuple[Grid, ...] = ()
-    if ranges is not None:
-        grids, wrong = parse_ranges(ranges)
-        problems += [str(Problem(ranges_name, key, text)) for key, text in wrong]
-    if not isinstance(base, dict):
-        raise ConfigError(problems)
-
-    sources = {"base": base_name, "ranges": ranges_name}
+    base_file = _read(hyperparams, "hyperparams")
+    ranges_file = _read({} if hyperranges is None else hyperranges, "hyperranges")
+    problems = [*base_file.problems, *ranges_file.problems]
+    if base_file.is_read and not isinstance(base_file.content, dict):
+        problems.append(Problem(base_file.name, "", "expected an object of key: value"))
+    grids: tuple[Grid, ...] = (Grid(),)
+    if ranges_file.is_read:
+        grids, wrong = parse_ranges(ranges_file.content)
+        problems += [Problem(ranges_file.name, key, text) for key, text in wrong]
+    if not isinstance(base_file.content, dict):
+        raise_problems(problems)
+    base: dict[str, Any] = base_file.content
+    sources = {"base": base_file.name, "ranges": ranges_file.name}
     named = [text.partition("=") for text in overrides]
     early = {key: value for key, sign, value in named if sign}
     library = _choose_library({**base, **early}, grids)
-    base = resolve_paths(base, library.schema, base_folder)
+    base = resolve_paths(base, library.schema, base_file.folder)
     for text in overrides:
         try:
             key, value = parse_override(text, library.schema)
             given = resolve_paths({key: value}, library.schema, Path.cwd())
             set_nested(base, key, given[key])
-            sources[key] = COMMAND_LINE
+            sources[key.partition(".")[0]] = COMMAND_LINE
         except (ConfigError, TypeError) as error:
-            problems.append(str(error))
+            message = str(error).removeprefix(f"{COMMAND_LINE}: ")
+            problems.append(Problem(COMMAND_LINE, "", message))
     for key, value in (options or {}).items():
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
         sources[key] = COMMAND_LINE
-    if problems:
-        # the files cannot be expanded, but single values can still be checked
-        axes = {key for grid in grids for axis in grid.axes for key in axis.keys}
-        wrong = [p for p in complete(base, library.schema)[1] if p[0] not in axes]
-        problems += [str(Problem(sources.get(k, base_name), k, m)) for k, m in wrong]
-        raise ConfigError(problems)
-    grids = _with_absolute_paths(grids, library, ranges_folder)
-    _refuse_too_many(base, grids, ranges_name)
-    return Request(base, ranges, grids, library, sources)
+    grids = _with_absolute_paths(grids, library, ranges_file.folder)
+    _refuse_too_many(base, grids, ranges_file.name)
+    return Request(base, ranges_file.content, grids, library, sources, tuple(problems))
 
 
-def _read(
-    given: str | Path | Mapping[str, Any] | Sequence[Any], kind: str
-) -> tuple[Any, str, Path, list[str]]:
-    """Content, name for messages, folder for relative paths, and problems."""
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """An input as read: content, name for messages, folder of relative paths."""
+
+    content: Any
+    name: str
+    folder: Path
+    problems: tuple[Problem, ...] = ()
+    is_read: bool = True
+
+
+def _read(given: str | Path | Mapping[str, Any] | Sequence[Any], kind: str) -> _File:
     if not isinstance(given, str | Path):
-        return given, kind, Path.cwd(), []
-    path = Path(given)
+        plain = dict(given) if isinstance(given, Mapping) else list(given)
+        return _File(plain, kind, Path.cwd())
+    path, name = Path(given), str(given)
+    folder = path.absolute().parent
     try:
-        return read_json(path), str(given), path.absolute().parent, []
+        content, wrong = read_json(path)
     except ConfigError as error:
-        return None, str(given), path.absolute().parent, list(error.problems)
+        texts = [text.removeprefix(f"{path}: ") for text in error.problems]
+        found = tuple(Problem(name, "", text) for text in texts)
+        return _File(None, name, folder, found, is_read=False)
+    found = tuple(Problem(name, key, text) for key, text in wrong)
+    return _File(content, name, folder, found)
 
 
 def _choose_library(base: Mapping[str, Any], grids: Sequence[Grid]) -> Library:
@@ -258,34 +284,25 @@ class Effects:
     notices: tuple[str, ...]
 
 
-def check_names(request: Request, grid_points: Sequence[Point]) -> None:
-    """Refuse unknown models and libraries; no torch.
-
-    Raises:
-        ConfigError: With the known names.
-    """
+def _unknown_names(
+    values: Mapping[str, Any], library: Library
+) -> list[tuple[str, str]]:
+    """Unknown models and libraries, told without torch."""
     problems = []
-    library = request.library
-    for point in grid_points:
-        hyps = point.hyps
-        if hyps.library is not None and hyps.library not in libraries():
-            text = (
-                f"unknown library {hyps.library!r}{suggest(hyps.library, libraries())}"
-            )
-            problems.append(Problem(request.source_of("library"), "library", text))
-        if hyps.model_type not in library.model_names:
-            other = library_of(hyps.model_type)
-            text = (
-                f"{hyps.model_type} is a model of {other.name}, the others of "
-                f"{library.name}; a sweep has one library"
-                if other
-                else f"unknown model {hyps.model_type!r}"
-                f"{suggest(hyps.model_type, _all_models())}"
-            )
-            problems.append(
-                Problem(request.source_of("model_type"), "model_type", text)
-            )
-    raise_problems(problems)
+    asked, model = values.get("library"), values.get("model_type")
+    if isinstance(asked, str) and asked not in libraries():
+        text = f"unknown library {asked!r}{suggest(asked, libraries())}"
+        problems.append(("library", text))
+    if isinstance(model, str) and model not in library.model_names:
+        other = library_of(model)
+        text = (
+            f"{model} is a model of {other.name}, but the sweep is of {library.name}; "
+            "a sweep has one library"
+            if other
+            else f"unknown model {model!r}{suggest(model, _all_models())}"
+        )
+        problems.append(("model_type", text))
+    return problems
 
 
 def _all_models() -> list[str]:

@@ -35,7 +35,6 @@ from gridrun.request import (
     Request,
     check_data,
     check_effects,
-    check_names,
     make_specs,
     read_request,
 )
@@ -120,7 +119,6 @@ def plan_sweep(request: Request) -> Plan:
         ConfigError, DataError: With every problem.
     """
     points = request.points()
-    check_names(request, points)
     effects = check_effects(request, points)
     check_data(request, points)
     hyps = points[0].hyps

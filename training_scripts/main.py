@@ -8,10 +8,11 @@ import sys
 try:
     from gridrun.cli import main
 except ImportError as error:
-    sys.exit(
+    sys.stderr.write(
         f"error: {error}. Install the repository for this Python: `make demo` makes "
-        "an environment, `source .venv/bin/activate` uses it."
+        "an environment, `source .venv/bin/activate` uses it.\n"
     )
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

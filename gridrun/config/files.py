@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,11 +15,15 @@ from gridrun.config.keys import Hyperparams, keys_of
 from gridrun.errors import ConfigError
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file strictly: UTF-8, no key twice, no NaN, no infinity.
+def read_json(path: Path) -> tuple[Any, list[tuple[str, str]]]:
+    """Read a JSON file.
+
+    Returns:
+        Its content, and a (key, message) for each key that stands twice and each
+        number that is not finite.
 
     Raises:
-        ConfigError: With the file, and the line where JSON itself is wrong.
+        ConfigError: If it cannot be read, with the line where JSON itself is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -33,7 +38,7 @@ def read_json(path: Path) -> Any:
     return parse_json(text, str(path))
 
 
-def parse_json(text: str, source: str) -> Any:
+def parse_json(text: str, source: str) -> tuple[Any, list[tuple[str, str]]]:
     """Parse JSON text under the same rules; `source` names it in messages."""
     twice: list[str] = []
 
@@ -44,22 +49,13 @@ def parse_json(text: str, source: str) -> Any:
             twice.extend(sorted({n for n in names if names.count(n) > 1}))
         return result
 
-    def number(digits: str) -> float:
-        value = float(digits)
-        if value in (float("inf"), float("-inf")):
-            constant(digits)
-        return value
-
-    def constant(name: str) -> NoReturn:
-        raise ConfigError(f"{source}: {name} is not a finite number")
-
     try:
-        data = json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_float=number,
-            parse_constant=constant,
-        )
+        data = json.loads(text, object_pairs_hook=unique)
+        problems = [(name, "stands twice; keep one") for name in twice]
+        problems += [
+            (name, f"{number} is not a finite number")
+            for name, number in _not_finite(data)
+        ]
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{source}: not valid JSON: {error.msg} "
@@ -67,15 +63,22 @@ def parse_json(text: str, source: str) -> Any:
         ) from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply") from None
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-    if twice:
-        raise ConfigError(
-            [f"{source}: {name}: the key stands twice; keep one" for name in twice]
-        )
-    return data
+    return data, problems
+
+
+def _not_finite(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The outermost key and the value of each NaN and infinity."""
+    if isinstance(data, float) and not math.isfinite(data):
+        yield name, data
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(data, dict):
+        inner = data.items()
+    elif isinstance(data, list):
+        inner = (("", value) for value in data)
+    for key, value in inner:
+        yield from _not_finite(value, name or key)
 
 
 def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
@@ -89,11 +92,11 @@ def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
     if not sign or not name:
         raise ConfigError(f"command line: {text!r}: expected key=value")
     try:
-        value = parse_json(raw, f"command line: {name}")
+        value, problems = parse_json(raw, f"command line: {name}")
     except ConfigError:
-        if raw.strip() in ("NaN", "Infinity", "-Infinity"):
-            raise
         return name, raw
+    if problems:
+        raise ConfigError([f"command line: {name}: {text}" for _, text in problems])
     field = schema.model_fields.get(name)
     if field is not None and not isinstance(value, str):
         adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
