@@ -94,6 +94,13 @@ def _add_run(commands: Any) -> None:
     command.add_argument(
         "--retry-failed", action="store_true", help="failed and diverged runs again"
     )
+    command.add_argument(
+        "--on-change",
+        choices=["refuse", "continue", "restart"],
+        default="refuse",
+        help="half-trained runs whose versions, threads, device, data or model "
+        "source have changed",
+    )
     command.add_argument("--quiet", action="store_true", help="report failures only")
     command.set_defaults(function=run)
 
@@ -135,7 +142,12 @@ def run(given: argparse.Namespace) -> int:
     plan = plan_sweep(request)
     if given.dry_run:
         return dry_run(plan)
-    execute(plan, retry_failed=given.retry_failed, quiet=given.quiet)
+    execute(
+        plan,
+        retry_failed=given.retry_failed,
+        on_change=given.on_change,
+        quiet=given.quiet,
+    )
     return report_results(plan, given.quiet)
 
 

@@ -27,6 +27,7 @@ from gridrun.analysis.tables import write_tables
 from gridrun.config import Hyperparams, shown
 from gridrun.errors import ConfigError, GridrunError, StoreError
 from gridrun.executors import Executor, Stopped
+from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
 from gridrun.planner import Job, plan_cohorts
 from gridrun.plugins import Library, reads
 from gridrun.request import (
@@ -300,6 +301,7 @@ def run_sweep(
     overrides: Sequence[str] = (),
     *,
     retry_failed: bool = False,
+    on_change: OnChange = "refuse",
     quiet: bool = False,
     **options: Any,
 ) -> Sweep:
@@ -310,6 +312,8 @@ def run_sweep(
         hyperranges: Path of hyperranges.json, or its content; None: one grid point.
         overrides: `key=value` texts, which win over hyperparams.json.
         retry_failed: Train failed and diverged runs again.
+        on_change: What to do with half-trained runs when threads, device, versions,
+            data or model source are no longer those they were begun with.
         quiet: Report failures only.
         **options: Keys of the runner, e.g. `workers=2`, `executor="serial"`,
             `save_root="..."`; they win over everything.
@@ -320,19 +324,31 @@ def run_sweep(
     """
     request = read_request(hyperparams, hyperranges, overrides, options)
     plan = plan_sweep(request)
-    execute(plan, retry_failed=retry_failed, quiet=quiet)
+    execute(plan, retry_failed=retry_failed, on_change=on_change, quiet=quiet)
     return load_sweep(plan.folder.path)
 
 
-def execute(plan: Plan, *, retry_failed: bool = False, quiet: bool = False) -> None:
+def execute(
+    plan: Plan,
+    *,
+    retry_failed: bool = False,
+    on_change: OnChange = "refuse",
+    quiet: bool = False,
+) -> None:
     """Train every run of a plan that is not finished.
 
     Raises:
+        ConfigError: If half-trained runs may not continue; nothing is written then.
         SweepStopped: If a signal stopped it; what was finished is kept.
     """
     for notice in plan.effects.notices:
         logger.warning("%s", notice)
+    changed = _changes(plan)
+    if warning := refuse_changed(changed, on_change):
+        logger.warning("%s", warning)
     numbering = settle(plan)
+    if on_change == "restart":
+        restart(changed)
     final = [RunState.DONE]
     retried: set[int] = set()
     if not retry_failed:
@@ -350,6 +366,17 @@ def execute(plan: Plan, *, retry_failed: bool = False, quiet: bool = False) -> N
             raise SweepStopped(stop.number) from None
         finally:
             write_tables(plan.folder)
+
+
+def _changes(plan: Plan) -> list[Change]:
+    if not plan.folder.exists():
+        return []
+    runs = [
+        (run.number, run.spec.hyps, run.folder)
+        for run in number_runs(plan).runs
+        if run.folder is not None
+    ]
+    return changes(plan.request.library, runs)
 
 
 def _due(

@@ -103,6 +103,7 @@ class RetinaHyperparams(Hyperparams):
         "name of the data set's HDF5 file, without .h5",
         group="data",
         pattern=r"^[^/\\]+$",
+        expected="the name of a file, without a path",
     )
     cells: Literal["all"] | list[NonNegativeInt] = key(
         "all", "recorded cells to train on, in this order", group="data"

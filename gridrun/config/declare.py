@@ -42,15 +42,19 @@ def key(
     sweepable: bool | None = None,
     available: bool | tuple[object, ...] = True,
     is_path: bool = False,
+    expected: str | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare a hyperparameter; `...` as default makes it required.
 
-    Keys that never change results are not sweepable unless told.
+    Keys that never change results are not sweepable unless told. `expected` says in
+    words what the constraints allow, where they are a pattern.
     """
     swept = identity == "yes" if sweepable is None else sweepable
     facts = Key(group, identity, swept, available, is_path)
     extra = {"gridrun": dataclasses.asdict(facts)}
+    if expected is not None:
+        extra["gridrun"]["expected"] = expected
     options = {"description": meaning, "json_schema_extra": extra, **constraints}
     if isinstance(default, (list, dict)):
         return Field(default_factory=lambda: copy.deepcopy(default), **options)

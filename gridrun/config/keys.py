@@ -21,6 +21,7 @@ class Hyperparams(RunnerKeys):
         identity="no",
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
         max_length=100,
+        expected="at most 100 letters, digits, '.', '_' or '-', not '.' first",
     )
     n_repeats: int = key(
         1,
@@ -75,6 +76,7 @@ class Hyperparams(RunnerKeys):
         "folder of the data set under data_root",
         group="data",
         pattern=r"^[^/\\]+$",
+        expected="the name of a folder, without a path",
     )
     shuffle: bool = key(
         True,
@@ -224,7 +226,8 @@ def keys_of(schema: type[Hyperparams]) -> dict[str, Key]:
     """The keys of a schema with what the runner knows of each."""
     facts: dict[str, Key] = {}
     for name, field in schema.model_fields.items():
-        extra = cast(dict[str, Any], field.json_schema_extra)["gridrun"]
+        extra = dict(cast(dict[str, Any], field.json_schema_extra)["gridrun"])
+        extra.pop("expected", None)
         facts[name] = Key(**extra)
     return facts
 

@@ -32,8 +32,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def expectation(node: Mapping[str, Any]) -> str:
     """What a JSON Schema node allows, in words."""
+    if "expected" in node.get("gridrun", {}):
+        return str(node["gridrun"]["expected"])
     if "anyOf" in node:
-        return " or ".join(expectation(part) for part in node["anyOf"])
+        parts = [part for part in node["anyOf"] if part.get("type") != "null"]
+        text = " or ".join(map(expectation, parts))
+        return text if len(parts) == len(node["anyOf"]) else f"{text}, or null"
     if "enum" in node:
         return "one of " + ", ".join(shown(value) for value in node["enum"])
     if "const" in node:
@@ -47,10 +51,6 @@ def expectation(node: Mapping[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
     signs |= {"exclusiveMaximum": "<"}
     limits = [f"{sign} {node[name]}" for name, sign in signs.items() if name in node]
-    if "pattern" in node:
-        limits.append(f"matching {node['pattern']}")
-    if "maxLength" in node:
-        limits.append(f"of at most {node['maxLength']} characters")
     return " ".join([text, " and ".join(limits)]).strip()
 
 

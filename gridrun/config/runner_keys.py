@@ -250,6 +250,7 @@ class RunnerKeys(StrictModel):
         group="runner",
         identity="guard",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        expected='"auto", "cpu", "cuda" or "cuda:0", "cuda:1", ...',
     )
     engine: Literal["auto", "solo", "graph", "stacked"] = key(
         "auto",

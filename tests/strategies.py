@@ -1,0 +1,94 @@
+"""Hypothesis strategies and base configurations that several test files share."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from gridrun.config import Hyperparams, complete
+from gridrun.plugins import libraries
+
+# a busy machine must not fail a test; the number of examples bounds the time
+settings.register_profile("unit", deadline=None, max_examples=60)
+settings.load_profile("unit")
+
+RETINA: Mapping[str, Any] = {
+    "exp_name": "sweep",
+    "seed": 5,
+    "model_type": "VaryModel",
+    "dataset": "recording",
+    "stim_type": "movie",
+    "img_shape": [4, 8, 8],
+    "chans": [3],
+    "ksizes": [5],
+    "batch_size": 8,
+    "n_epochs": 2,
+    "lr": 0.01,
+}
+IMAGES: Mapping[str, Any] = {
+    "exp_name": "sweep",
+    "seed": 5,
+    "model_type": "SmallNet",
+    "dataset": "images",
+    "img_shape": [1, 8, 8],
+    "chans": [3],
+    "ksizes": [3],
+    "batch_size": 8,
+    "n_epochs": 2,
+    "lr": 0.01,
+}
+BASES: Mapping[str, Mapping[str, Any]] = {"torchdeepretina": RETINA, "imgclass": IMAGES}
+
+
+def completed(base: Mapping[str, Any] = IMAGES, **given: Any) -> Hyperparams:
+    """A configuration that must be right, completed by its library's schema."""
+    library = "torchdeepretina" if "stim_type" in base else "imgclass"
+    hyps, problems = complete({**base, **given}, libraries()[library].schema)
+    assert hyps is not None, problems
+    return hyps
+
+
+def problems_of(base: Mapping[str, Any] = IMAGES, **given: Any) -> dict[str, str]:
+    """Key to message of everything that is wrong with a configuration."""
+    library = "torchdeepretina" if "stim_type" in base else "imgclass"
+    _, problems = complete({**base, **given}, libraries()[library].schema)
+    return dict(problems)
+
+
+json_scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+)
+json_values = st.recursive(
+    json_scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+exp_names = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", fullmatch=True)
+key_names = st.text(string.ascii_lowercase, min_size=1, max_size=6)
+axis_values = st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True)
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> dict[str, list[Any]]:
+    """The content of a hyperranges.json: single and linked axes, values distinct."""
+    names = draw(st.lists(key_names, max_size=5, unique=True))
+    content: dict[str, list[Any]] = {}
+    while names:
+        linked = [names.pop() for _ in range(draw(st.integers(1, min(2, len(names)))))]
+        values = draw(axis_values)
+        if len(linked) == 1:
+            content[linked[0]] = values
+        else:
+            content[", ".join(linked)] = [[value, -value] for value in values]
+    return content
