@@ -17,7 +17,9 @@ from gridrun.plugins import libraries
 from gridrun.run import make_spec
 from gridrun.store import RunFolder, SweepFolder
 from gridrun.training import checkpoint as checkpoints
+from gridrun.training.data import DataInfo
 from gridrun.training.job import train_job
+from gridrun.training.trainer import build_model
 
 torch.set_num_threads(1)
 
@@ -68,6 +70,33 @@ def retina_hyps() -> Callable[..., Any]:
 def image_hyps() -> Callable[..., Any]:
     """Function (data root, **keys) that gives a complete image configuration."""
     return lambda root, **given: _hyps("imgclass", IMAGES, root, given)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., torch.nn.Module]:
+    """Function that builds a model from keys, all others at their defaults."""
+
+    def make(
+        library: str,
+        model_type: str,
+        n_units: int,
+        centers: Sequence[tuple[int, int]] | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        **keys: Any,
+    ) -> torch.nn.Module:
+        given = {"exp_name": "test", "dataset": "none", "batch_size": 2}
+        given |= {"n_epochs": 1, "lr": 0.1, "model_type": model_type, **keys}
+        if library == "torchdeepretina":
+            given["stim_type"] = "none"
+        hyps, problems = complete(given, libraries()[library].schema)
+        assert hyps is not None, problems
+        info = DataInfo(n_units, {}, {}, (), centers)
+        torch.manual_seed(seed)
+        with torch.device(device):
+            return build_model(libraries()[library], hyps, info)
+
+    return make
 
 
 @pytest.fixture(scope="session")

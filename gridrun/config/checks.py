@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,29 @@ from gridrun.config.keys import Hyperparams, defaults_of, keys_of
 from gridrun.config.messages import expectation, shown, suggest
 
 H = TypeVar("H", bound=Hyperparams)
+# what other tools call our keys
+SYNONYMS = {
+    "name": "exp_name",
+    "experiment_name": "exp_name",
+    "n_repetitions": "n_repeats",
+    "model": "model_type",
+    "train_set": "dataset",
+    "loss": "lossfxn",
+    "loss_function": "lossfxn",
+    "criterion": "lossfxn",
+    "learning_rate": "lr",
+    "weight_decay": "l2",
+    "epochs": "n_epochs",
+    "num_epochs": "n_epochs",
+    "max_epochs": "n_epochs",
+    "batchsize": "batch_size",
+    "target_device": "device",
+    "channels": "chans",
+    "kernel_sizes": "ksizes",
+    "dropout": "drop_p",
+    "patience": "early_stop_patience",
+    "num_workers": "n_workers",
+}
 
 
 @functools.cache
@@ -117,4 +141,11 @@ def unknown_key(name: str, schema: type[Hyperparams]) -> str:
     ]
     if others:
         return f"a key of {' and '.join(others)}, not of this model's library"
+    words = {
+        word: ours for word, ours in SYNONYMS.items() if ours in schema.model_fields
+    }
+    words |= {known: known for known in schema.model_fields}
+    near = difflib.get_close_matches(name, words, n=1)
+    if near:
+        return f"unknown hyperparameter (did you mean {words[near[0]]!r}?)"
     return f"unknown hyperparameter{suggest(name, schema.model_fields)}"

@@ -11,6 +11,9 @@ from typing import Any
 from gridrun.errors import ConfigError
 
 
+MAX_LISTED = 20
+
+
 def shown(value: object) -> str:
     """A value as JSON text, cut to a readable length."""
     try:
@@ -21,12 +24,15 @@ def shown(value: object) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or the known names where none is near."""
+    """` (did you mean 'x'?)`, or the known names (of many, the nearest)."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     near = near or [name for name in names if word and name.startswith(word)][:1]
     if near:
         return f" (did you mean {near[0]!r}?)"
+    if len(names) > MAX_LISTED:
+        nearest = difflib.get_close_matches(word, names, n=3, cutoff=0)
+        return f"; nearest known: {', '.join(nearest)}"
     return f"; known: {', '.join(names)}" if names else ""
 
 

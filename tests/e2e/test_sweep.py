@@ -17,8 +17,8 @@ import torch
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "training_scripts"
-RETINA = ("hyperparams.json", "hyperranges.json")
-IMAGES = ("images_hyperparams.json", "images_hyperranges.json")
+RETINA = ("hyperparams.json", "hyperranges.json", "n_repeats=2")
+IMAGES = ("images_hyperparams.json", "images_hyperranges.json", "n_repeats=2")
 NOT_COMPARED = {"save_root", "executor", "workers", "cohort_size"}
 
 pytestmark = pytest.mark.e2e
