@@ -11,7 +11,7 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,21 +142,20 @@ def run(given: argparse.Namespace) -> int:
     plan = plan_sweep(request)
     if given.dry_run:
         return dry_run(plan)
-    execute(
+    numbering = execute(
         plan,
         retry_failed=given.retry_failed,
         on_change=given.on_change,
         quiet=given.quiet,
     )
-    return report_results(plan, given.quiet)
+    numbers = {planned.number for planned in numbering.runs}
+    return report_results(plan, numbers, given.quiet)
 
 
-def report_results(plan: Plan, quiet: bool) -> int:
+def report_results(plan: Plan, numbers: Collection[int], quiet: bool) -> int:
     """Print the table of the request's runs; 1 if one failed."""
     from gridrun.analysis import tables
-    from gridrun.sweep import number_runs
 
-    numbers = {planned.number for planned in number_runs(plan).runs}
     everything = tables.read_runs(plan.folder)
     runs = [one for one in everything if one.record["number"] in numbers]
     if not quiet:

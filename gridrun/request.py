@@ -393,6 +393,9 @@ def _notices(
     reasons: Sequence[Mapping[str, str]],
 ) -> Iterable[str]:
     schema = request.library.schema
+    said = {told for point in grid_points for told in point.hyps.notices()}
+    for key, text in sorted(said):
+        yield f"{request.source_of(key)}: {key}: {text}"
     if set(request.base) >= set(schema.model_fields):
         return  # a run's own file holds every key
     for key in request.base:
@@ -468,7 +471,7 @@ def make_specs(
     """
     specs = []
     for point, inactive in zip(grid_points, effects.inactive, strict=True):
-        hyps = _with_final_paths(point.hyps)
+        hyps = _with_final_values(point.hyps, request.library)
         seed = base_seed if hyps.seed is None else hyps.seed
         for repeat in range(hyps.n_repeats):
             specs.append(make_spec(hyps, point.axes, repeat, seed, inactive))
@@ -476,10 +479,11 @@ def make_specs(
     return specs
 
 
-def _with_final_paths(hyps: Hyperparams) -> Hyperparams:
+def _with_final_values(hyps: Hyperparams, library: Library) -> Hyperparams:
     root, _ = data_root(hyps.data_root)
     save = hyps.save_root if hyps.save_root is not None else str(Path.cwd())
-    return hyps.model_copy(update={"data_root": root, "save_root": save})
+    final = {"data_root": root, "save_root": save, "library": library.name}
+    return hyps.model_copy(update=final)
 
 
 def _refuse_equal_runs(request: Request, specs: Sequence[RunSpec]) -> None:

@@ -334,8 +334,8 @@ def execute(
     retry_failed: bool = False,
     on_change: OnChange = "refuse",
     quiet: bool = False,
-) -> None:
-    """Train every run of a plan that is not finished.
+) -> Numbering:
+    """Train every run of a plan that is not finished; returns all its runs.
 
     Raises:
         ConfigError: If half-trained runs may not continue; nothing is written then.
@@ -366,6 +366,7 @@ def execute(
             raise SweepStopped(stop.number) from None
         finally:
             write_tables(plan.folder)
+    return numbering
 
 
 def _changes(plan: Plan) -> list[Change]:
@@ -464,7 +465,14 @@ def worker_places(hyps: Hyperparams) -> tuple[int, list[str]]:
         return int(hyps.workers), devices
     if devices or hyps.device.startswith("cuda"):
         return max(len(devices), 1), devices
-    return max(len(os.sched_getaffinity(0)) // hyps.threads, 1), []
+    return max(n_usable_cores() // hyps.threads, 1), []
+
+
+def n_usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_jobs(

@@ -244,6 +244,11 @@ class RetinaHyperparams(Hyperparams):
         if self.batch_size == 1 and self.bnorm:
             yield "batch_size", "1 with bnorm true; use at least 2"
 
+    def notices(self) -> Iterable[tuple[str, str]]:
+        """A softplus inside an exponential keeps rates above 1."""
+        if self.lossfxn == "PoissonNLLLoss" and self.softplus and self.log_poisson:
+            yield "log_poisson", "true with softplus true: no rate falls below 1"
+
     def resolved(self) -> dict[str, object]:
         """n_layers and gc_bias follow from chans and bnorm."""
         gc_bias = self.gc_bias if self.gc_bias is not None else not self.bnorm

@@ -163,11 +163,6 @@ class Hyperparams(RunnerKeys):
             yield "skip_nums", f"expected numbers ≥ 0, got {shown(self.skip_nums)}"
         if self.dataset in (".", ".."):
             yield "dataset", f"expected the name of a folder, got {self.dataset!r}"
-        if self.scheduler is None and self.scheduler_args:
-            yield (
-                "scheduler_args",
-                "has no effect without a scheduler; give scheduler or leave it out",
-            )
         metric, _, mode = self.monitor.partition(":")
         known = self.metrics()
         if metric not in known:
@@ -176,6 +171,10 @@ class Hyperparams(RunnerKeys):
             yield "monitor", f"expected {metric}:max or {metric}:min"
         elif not mode and metric not in ("val_loss", "val_acc", "loss"):
             yield "monitor", f"say what is better: {metric}:max or {metric}:min"
+
+    def notices(self) -> Iterable[tuple[str, str]]:
+        """Yield (key, message) for settings that are allowed but seldom meant."""
+        return ()
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that each epoch records."""

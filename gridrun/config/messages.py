@@ -10,7 +10,6 @@ from typing import Any
 
 from gridrun.errors import ConfigError
 
-
 MAX_LISTED = 20
 
 
