@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridrun.errors import ConfigError, GridrunError
+from gridrun.errors import ConfigError, GridrunError, SweepStopped
 
 if TYPE_CHECKING:
     from gridrun.analysis.tables import Row, RunSummary
@@ -38,10 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s")
     try:
         return int(given.function(given))
+    except SweepStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
     except GridrunError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        return 128 + getattr(error, "number", -126)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

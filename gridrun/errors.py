@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -27,6 +28,19 @@ class DataError(GridrunError):
 
 class StoreError(GridrunError):
     """A sweep folder cannot be read or written as asked."""
+
+
+class SweepStopped(GridrunError):
+    """A signal stopped a sweep; asking again continues it.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; the same command continues")
 
 
 class CheckpointError(GridrunError):

@@ -25,7 +25,7 @@ import gridrun
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import write_tables
 from gridrun.config import Hyperparams, shown
-from gridrun.errors import ConfigError, GridrunError, StoreError
+from gridrun.errors import ConfigError, StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
 from gridrun.planner import Job, plan_cohorts
@@ -56,19 +56,6 @@ __all__ = ["Run", "Sweep", "load_model", "load_sweep", "run_sweep"]
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_TABLES = 10.0
 SEED_LIMIT = 2**31 - 10**7  # leaves room for the repeats below 2**31
-
-
-class SweepStopped(GridrunError):
-    """A signal stopped the sweep; asking again continues it.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name}; the same command continues")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,13 +76,13 @@ json_values = st.recursive(
 )
 exp_names = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", fullmatch=True)
 key_names = st.text(string.ascii_lowercase, min_size=1, max_size=6)
-axis_values = st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True)
+axis_values = st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True)
 
 
 @st.composite
 def ranges(draw: st.DrawFn) -> dict[str, list[Any]]:
     """The content of a hyperranges.json: single and linked axes, values distinct."""
-    names = draw(st.lists(key_names, max_size=5, unique=True))
+    names = draw(st.lists(key_names, max_size=4, unique=True))
     content: dict[str, list[Any]] = {}
     while names:
         linked = [names.pop() for _ in range(draw(st.integers(1, min(2, len(names)))))]

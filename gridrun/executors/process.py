@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gridrun.store import Claim, RunFolder
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.2
+FINAL_STATES = [state.value for state in RunState if state.is_final]
 
 
 class _Process:
@@ -70,6 +72,7 @@ class ProcessExecutor:
         self.devices = devices
         self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
+        self._deaths: dict[Path, tuple[int | None, int]] = {}
 
     def run(
         self,
@@ -91,7 +94,8 @@ class ProcessExecutor:
                 while waiting and len(workers) < min(
                     self.n_workers, len(waiting) + _n_busy(workers)
                 ):
-                    worker = _Process(len(workers), waiting[0].threads)
+                    index = _free_index(workers.values())
+                    worker = _Process(index, waiting[0].threads)
                     workers[worker.connection] = worker
                 self._listen(workers, waiting, report)
                 self._kill_hanging(workers)
@@ -154,33 +158,35 @@ class ProcessExecutor:
             return
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))
-            if folder.state() is not RunState.INTERRUPTED:
+            if folder.read()["state"] in FINAL_STATES:
                 continue
-            n_attempts = attempts_without_progress(folder)
-            if n_attempts < self.max_attempts:
+            n_deaths = self._count_death(folder)
+            if n_deaths < self.max_attempts:
                 waiting.append(job)
-            else:
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                reason = (
-                    f"its worker died {n_attempts} times in a row without a new "
-                    f"epoch (last: {how})"
-                )
-                report(record_death(folder, reason), worker.index)
+                continue
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            reason = (
+                f"its worker died {n_deaths} times in a row without a new epoch "
+                f"(last: {how})"
+            )
+            report(record_death(folder, reason), worker.index)
+
+    def _count_death(self, folder: RunFolder) -> int:
+        """Deaths of a run's workers in a row since its last new epoch."""
+        last = folder.read_index()["last"]
+        earlier, n_deaths = self._deaths.get(folder.path, (last, 0))
+        n_deaths = n_deaths + 1 if earlier == last else 1
+        self._deaths[folder.path] = (last, n_deaths)
+        return n_deaths
+
+
+def _free_index(workers: Iterable[_Process]) -> int:
+    taken = {worker.index for worker in workers}
+    return next(index for index in itertools.count() if index not in taken)
 
 
 def _n_busy(workers: dict[Connection[Any, Any], _Process]) -> int:
     return sum(worker.job is not None for worker in workers.values())
-
-
-def attempts_without_progress(folder: RunFolder) -> int:
-    """Attempts at the end of a run's record that died before a new epoch."""
-    following = (folder.read_index()["last"] or 0) + 1
-    n_attempts = 0
-    for attempt in reversed(folder.read()["attempts"]):
-        if "ended" in attempt or attempt["first_epoch"] != following:
-            break
-        n_attempts += 1
-    return n_attempts
 
 
 def record_death(folder: RunFolder, reason: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -210,6 +211,15 @@ def n_epochs_on_disk(sweep: Path) -> int:
     return len(list(sweep.glob("*/checkpoints/epoch_*.pt")))
 
 
+def claimants(sweep: Path) -> set[int]:
+    """Process numbers in the claims of a sweep."""
+    found = set()
+    for claim in sweep.glob("*/claim"):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            found.add(int(json.loads(claim.read_text())["pid"]))
+    return found
+
+
 @pytest.mark.parametrize("n_files", [1, 5])
 def test_a_killed_sweep_resumes_bit_for_bit(
     tmp_path: Path, retina: Path, n_files: int
@@ -328,3 +338,45 @@ def test_a_half_trained_run_does_not_continue_under_other_threads(
     assert refused.returncode == 2
     assert "threads 1, now 2" in refused.stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_looking_at_a_sweep_loads_no_torch(retina: Path) -> None:
+    """status and results of a real sweep answer without torch or pandas."""
+    for arguments in (["status"], ["results"], ["results", "--summary"]):
+        code = (
+            "import sys; from gridrun.cli import main\n"
+            f"code = main({[*arguments, str(retina)]!r})\n"
+            "assert not {'torch', 'pandas'} & set(sys.modules)\n"
+            "sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_run_whose_worker_keeps_dying_fails(tmp_path: Path) -> None:
+    """Killed max_attempts times before a first epoch: failed, with the reason."""
+    request = (IMAGES[0], "n_repeats=1", "n_epochs=50", "max_attempts=2")
+    process = start(*request, "batch_size=2", "--save-root", tmp_path)
+    killed: set[int] = set()
+    while process.poll() is None and len(killed) < 2:
+        for pid in claimants(tmp_path / "digits") - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "its worker died 2 times in a row" in errors
+    (row,) = table(tmp_path / "digits" / "results.csv")
+    assert row["state"] == "failed"
+
+
+def test_a_worker_that_died_once_is_replaced(tmp_path: Path, images: Path) -> None:
+    """One kill of one worker costs nothing: the same weights in one command."""
+    process = start(
+        *IMAGES, "n_epochs=3", "save_every_epoch=true", "--save-root", tmp_path
+    )
+    wait_until(lambda: n_epochs_on_disk(tmp_path / "digits") >= 3, process)
+    os.kill(min(claimants(tmp_path / "digits")), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    same_sweep(images, tmp_path / "digits")

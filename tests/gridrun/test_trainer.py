@@ -254,7 +254,9 @@ def test_batches_of_one_are_all_of_one() -> None:
 
 
 @pytest.mark.parametrize("n_epochs", [1, 2, 5])
-def test_exactly_n_epochs_are_trained(fit: Callable[..., Trained], n_epochs: int) -> None:
+def test_exactly_n_epochs_are_trained(
+    fit: Callable[..., Trained], n_epochs: int
+) -> None:
     """The table has one row an epoch, from 1 to n_epochs."""
     trained = fit(toy_hyps(n_epochs=n_epochs))
     assert [row["epoch"] for row in trained.rows()] == list(range(1, n_epochs + 1))
@@ -376,9 +378,7 @@ def test_early_stopping_and_best_epoch_agree_with_hand(
     best: int,
 ) -> None:
     """A run stops after `patience` epochs in a row that do not beat the best."""
-    hyps = toy_hyps(
-        n_epochs=len(curve), monitor=monitor, early_stop_patience=patience
-    )
+    hyps = toy_hyps(n_epochs=len(curve), monitor=monitor, early_stop_patience=patience)
     trained = fit(hyps, curve=[float(value) for value in curve])
     assert [row["epoch"] for row in trained.rows()] == list(range(1, last + 1))
     assert trained.record()["best_epoch"] == best
@@ -673,7 +673,9 @@ def test_other_seeds_give_other_runs(
 ) -> None:
     """The seed enters the weights."""
     other = grid[0].model_copy(update={"seed": 6})
-    states = [last_state(train([one])[0])["model_state_dict"] for one in (grid[0], other)]
+    states = [
+        last_state(train([one])[0])["model_state_dict"] for one in (grid[0], other)
+    ]
     assert not same(*states)
 
 

@@ -239,7 +239,9 @@ def loop_convolution(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
     out = np.empty((len(x), len(kernels), side, side))
     for r in range(side):
         for c in range(side):
-            part = padded[:, :, r * stride : r * stride + k, c * stride : c * stride + k]
+            part = padded[
+                :, :, r * stride : r * stride + k, c * stride : c * stride + k
+            ]
             out[:, :, r, c] = np.einsum("nikl,oikl->no", part, kernels) + bias
     return out
 

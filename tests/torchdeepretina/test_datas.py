@@ -242,9 +242,7 @@ def test_exactly_the_windows_within_reach_are_dropped(
     n_val = max(round(val_p * n), 1)
     first = {"beginning": 0, "middle": (n - n_val) // 2, "end": n - n_val}[val_loc]
     assert split.val.tolist() == list(range(first, first + n_val))
-    expected = [
-        i for i in range(n) if all(abs(i - int(v)) >= reach for v in split.val)
-    ]
+    expected = [i for i in range(n) if all(abs(i - int(v)) >= reach for v in split.val)]
     assert split.train.tolist() == expected
 
 
@@ -492,9 +490,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_file_is_refused_by_name(
-    opened: Callable[..., Any], case: str
-) -> None:
+def test_a_wrong_file_is_refused_by_name(opened: Callable[..., Any], case: str) -> None:
     """The error names the file, the data set and the values."""
     changes, keys, texts = REFUSED[case]
     with pytest.raises(DataError) as caught:
@@ -542,7 +538,9 @@ def test_a_file_that_is_no_hdf5_is_refused(
         datas.inspect_data(retina_hyps(tmp_path))
 
 
-def test_a_truncated_file_is_refused(recording: Path, tmp_path: Path, retina_hyps: Any) -> None:
+def test_a_truncated_file_is_refused(
+    recording: Path, tmp_path: Path, retina_hyps: Any
+) -> None:
     """The first half of a recording is no recording."""
     content = (recording / "rec" / "movie.h5").read_bytes()
     (tmp_path / "rec").mkdir()

@@ -19,9 +19,7 @@ from gridrun.nn import LinearStackedConv2d
 from torchdeepretina.models import VaryModel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_counts.json"
-COUNTS = {
-    row["name"]: row for row in json.loads(GOLDEN.read_text())["torchdeepretina"]
-}
+COUNTS = {row["name"]: row for row in json.loads(GOLDEN.read_text())["torchdeepretina"]}
 SMALL: dict[str, Any] = {
     "img_shape": [6, 14, 14],
     "chans": [3, 4],
@@ -236,7 +234,9 @@ def test_the_ganglion_bias_follows_the_norm(
 def correlate(maps: np.ndarray, kernels: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Valid convolution as networks have it, by scipy."""
     out = [
-        sum(signal.correlate2d(m, k, "valid") for m, k in zip(maps, kernel, strict=True))
+        sum(
+            signal.correlate2d(m, k, "valid") for m, k in zip(maps, kernel, strict=True)
+        )
         for kernel in kernels
     ]
     return np.stack(out) + bias[:, None, None]
@@ -272,9 +272,7 @@ def test_forward_agrees_with_scipy(small: Build, convgc: bool, bnorm_d: int) -> 
         maps = np.maximum(maps, 0)
     if convgc:
         places = [(1, 3), (3, 2)]  # RF 10: centres (5, 7), (7, 6) less 4
-        grid = correlate(
-            maps, model.ganglion[0].weight.detach().numpy(), np.zeros(2)
-        )
+        grid = correlate(maps, model.ganglion[0].weight.detach().numpy(), np.zeros(2))
         raw = np.array([grid[u, r, c] for u, (r, c) in enumerate(places)])
     else:
         raw = model.ganglion[1].weight.detach().numpy() @ maps.ravel()
@@ -284,7 +282,9 @@ def test_forward_agrees_with_scipy(small: Build, convgc: bool, bnorm_d: int) -> 
 
 
 @pytest.mark.parametrize("keys", [{}, {"convgc": True, "bnorm_d": 2}])
-def test_collapsed_stacks_give_equal_outputs(small: Build, keys: dict[str, Any]) -> None:
+def test_collapsed_stacks_give_equal_outputs(
+    small: Build, keys: dict[str, Any]
+) -> None:
     """Replacing every stack by its one convolution leaves eval output unchanged."""
     model = small(drop_p=0.3, **keys).eval()
     disturb(model)
@@ -307,8 +307,12 @@ def test_running_statistics_move_by_bn_moment(small: Build) -> None:
         values = conv(x).flatten(1).double()
     expected_mean = 0.25 * values.mean(0)
     expected_var = 0.75 + 0.25 * values.var(0, correction=1)
-    torch.testing.assert_close(norm.running_mean.double(), expected_mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(norm.running_var.double(), expected_var, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        norm.running_mean.double(), expected_mean, rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        norm.running_var.double(), expected_var, rtol=1e-5, atol=1e-6
+    )
     assert int(norm.num_batches_tracked) == 1
 
 
@@ -381,7 +385,9 @@ def test_save_and_load_gives_equal_outputs(small: Build, name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_seed_decides_the_initial_state(small: Build, name: str) -> None:
     """Equal seeds give equal states, the next seed another."""
-    one, again, other = (small(seed=s, **VARIANTS[name]).state_dict() for s in (0, 0, 1))
+    one, again, other = (
+        small(seed=s, **VARIANTS[name]).state_dict() for s in (0, 0, 1)
+    )
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
