@@ -399,7 +399,10 @@ class SweepFolder:
 
     def runs(self) -> Iterator[tuple[int, RunFolder]]:
         """Run folders with their numbers, in the order of the numbers."""
-        prefix = f"{self.path.name}_"
+        name = self.path.name
+        if self.record.exists():  # the folder may have been renamed
+            name = str(self.read().get("exp_name", name))
+        prefix = f"{name}_"
         found = []
         with os.scandir(self.path) as entries:
             for entry in entries:

@@ -254,7 +254,13 @@ def settle(plan: Plan) -> Numbering:
     """Record the request and make the folders of its new runs, under the lock."""
     if not plan.folder.exists():
         number_runs(plan)  # refuses what must be refused before anything is written
-    plan.folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"save_root: {plan.folder.path} cannot be made: {error.strerror}; "
+            "choose another save_root"
+        ) from error
     with plan.folder.locked():
         numbering = number_runs(plan)
         write_json(plan.folder.record, numbering.record)

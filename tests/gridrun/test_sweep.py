@@ -226,3 +226,17 @@ def test_changed_data_are_noticed(
     serial(tmp_path, data_root=str(tmp_path))
     assert "has other content" in caplog.text
     assert states(tmp_path) == [RunState.DONE]
+
+
+def test_a_renamed_sweep_is_still_read(tmp_path: Path) -> None:
+    """Moving a sweep's folder loses no run."""
+    settled(tmp_path, {"lr": [0.1, 0.2]})
+    (tmp_path / "s").rename(tmp_path / "moved")
+    assert [number for number, _ in SweepFolder(tmp_path / "moved").runs()] == [0, 1]
+
+
+def test_a_save_root_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A file in the way of the sweep's folder is an error that names it."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="save_root"):
+        settled(tmp_path / "file")
