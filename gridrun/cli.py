@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 KEY_OPTIONS = ("workers", "threads", "executor", "device", "save_root", "data_root")
+STATISTICS = ("n", "mean", "sd", "sem", "ci_low", "ci_high")
 HIDDEN_COLUMNS = ("parameters", "engine", "folder", "seed")
 
 
@@ -347,7 +348,10 @@ def _sorted(rows: Sequence[Row], metric: str, runs: Sequence[RunSummary]) -> lis
     column = metric if metric in known else f"{metric}_mean"
     if column not in known:
         raise ConfigError(f"--sort: unknown column {metric!r}{suggest(metric, known)}")
-    sign = -1 if better(metric.removesuffix("_mean"), None, runs) == "max" else 1
+    try:
+        sign = -1 if better(metric.removesuffix("_mean"), None, runs) == "max" else 1
+    except ConfigError:  # no metric: a number, an axis
+        sign = 1
     return sorted(
         rows,
         key=lambda row: (row[column] is None, sign * (row[column] or 0)),
@@ -376,21 +380,22 @@ def summary_text(rows: Sequence[Row]) -> str:
 
     short = []
     for row in rows:
-        line: Row = {}
-        for name, value in row.items():
-            metric, _, part = name.rpartition("_")
-            if name.endswith("_ci_low") or name.endswith("_ci_high"):
-                continue
-            if part == "mean" and not metric.endswith("_last"):
-                high = row[f"{metric}_ci_high"]
-                text = "" if value is None else f"{value:.4g}"
-                line[metric] = text + ("" if high is None else f" ± {high - value:.2g}")
-            elif part == "n" and "n" not in line:
-                line["n"] = value
-            elif part not in ("mean", "n", "sd", "sem"):
-                line[name] = value
+        metrics = [name.removesuffix("_ci_low") for name in row if "_ci_low" in name]
+        parts = {f"{metric}_{part}" for metric in metrics for part in STATISTICS}
+        line: Row = {name: value for name, value in row.items() if name not in parts}
+        for metric in metrics:
+            line.setdefault("n", row[f"{metric}_n"])
+            if not metric.endswith("_last"):
+                mean, high = row[f"{metric}_mean"], row[f"{metric}_ci_high"]
+                line[metric] = _interval(mean, high)
         short.append(line)
     return text_table(short)
+
+
+def _interval(mean: float | None, high: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.4g}" + ("" if high is None else f" ± {high - mean:.2g}")
 
 
 # --- libraries --------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +39,12 @@ class Grid:
     @property
     def n_points(self) -> int:
         """Number of grid points, counted without expanding."""
-        whole = math.prod(len(axis.values) for axis in self.axes)
-        return whole if self.num_samples is None else self.num_samples
+        return self.n_whole if self.num_samples is None else self.num_samples
+
+    @property
+    def n_whole(self) -> int:
+        """Number of points of the product, drawn or not."""
+        return math.prod(len(axis.values) for axis in self.axes)
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Grid points in order, each as key to value."""
@@ -46,11 +52,9 @@ class Grid:
             yield self._point(index)
 
     def _indices(self) -> Sequence[int]:
-        whole = range(math.prod(len(axis.values) for axis in self.axes))
         if self.num_samples is None:
-            return whole
-        drawn = random.Random(self.sample_seed).sample(whole, self.num_samples)
-        return sorted(drawn)
+            return range(self.n_whole)
+        return _draw(self.n_whole, self.num_samples, self.sample_seed)
 
     def _point(self, index: int) -> dict[str, Any]:
         chosen: list[tuple[Axis, int]] = []
@@ -62,6 +66,17 @@ class Grid:
             for axis, position in reversed(chosen)
             for name, value in zip(axis.keys, axis.values[position], strict=True)
         }
+
+
+def _draw(n_whole: int, n_drawn: int, seed: int) -> list[int]:
+    """Different indices below n_whole, in increasing order."""
+    generator = random.Random(seed)
+    if n_whole <= sys.maxsize:
+        return sorted(generator.sample(range(n_whole), n_drawn))
+    drawn: set[int] = set()
+    while len(drawn) < n_drawn:
+        drawn.add(generator.randrange(n_whole))
+    return sorted(drawn)
 
 
 def axis_keys(grids: Sequence[Grid]) -> tuple[str, ...]:
@@ -77,7 +92,7 @@ def points(grids: Sequence[Grid]) -> list[dict[str, Any]]:
         return list(everything)
     unique: dict[str, dict[str, Any]] = {}
     for point in everything:
-        unique.setdefault(repr(sorted(point.items())), point)
+        unique.setdefault(json.dumps(point, sort_keys=True), point)
     return list(unique.values())
 
 
@@ -184,7 +199,10 @@ def _generated(rule: Mapping[str, Any]) -> list[float]:
         raise ValueError(f"{kind}: more than {MAX_RUNS:,} values")
     if kind == "log" and (first <= 0 or last <= 0):
         raise ValueError("log: first and last must be > 0")
-    return [_generate(kind, first, last, i / (count - 1)) for i in range(count)]
+    try:
+        return [_generate(kind, first, last, i / (count - 1)) for i in range(count)]
+    except OverflowError:
+        raise ValueError(f"{kind}: numbers beyond {sys.float_info.max:.0e}") from None
 
 
 def _generate(kind: str, first: float, last: float, share: float) -> float:
@@ -197,7 +215,7 @@ def _generate(kind: str, first: float, last: float, share: float) -> float:
         value = first * (1 - share) + last * share
     value = float(f"{value:.12g}")
     whole = isinstance(first, int) and isinstance(last, int) and value.is_integer()
-    return int(value) if whole and kind == "linear" else value
+    return int(value) if whole else value
 
 
 def _sampled(grid: Grid, option: object) -> Grid:

@@ -91,4 +91,15 @@ def plan_cohorts(
         n_parts = math.ceil(len(positions) / size)
         each = math.ceil(len(positions) / n_parts)
         cohorts += [positions[i : i + each] for i in range(0, len(positions), each)]
+    if cohort_size == "auto":
+        _occupy(cohorts, min(len(runs), n_workers))
     return sorted(cohorts)
+
+
+def _occupy(cohorts: list[list[int]], n_cohorts: int) -> None:
+    """Halve the largest cohort until there are enough for all workers."""
+    while len(cohorts) < n_cohorts:
+        largest = max(cohorts, key=len)
+        cohorts.remove(largest)
+        middle = math.ceil(len(largest) / 2)
+        cohorts += [largest[:middle], largest[middle:]]

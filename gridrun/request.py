@@ -26,7 +26,7 @@ from gridrun.config import (
     shown,
     suggest,
 )
-from gridrun.config.files import absolute
+from gridrun.config.files import absolute, not_finite
 from gridrun.errors import ConfigError, DataError
 from gridrun.grid import MAX_RUNS, SWEEP_OPTION, Grid, axis_keys, parse_ranges, points
 from gridrun.planner import data_key
@@ -55,6 +55,7 @@ class Request:
         grids: The same, parsed.
         library: Whose keys apply.
         sources: File to name in messages, for `base`, `ranges` and overridden keys.
+        overridden: Keys of the command line, in its order.
         problems: Found while reading; `points` raises them with its own.
     """
 
@@ -63,6 +64,7 @@ class Request:
     grids: tuple[Grid, ...]
     library: Library
     sources: Mapping[str, str]
+    overridden: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def points(self) -> list[Point]:
@@ -126,16 +128,13 @@ class Request:
                     swept,
                     "cannot be swept; give one value in hyperparams.json",
                 )
-            if swept in self.base:
-                yield from self._doubly_given(swept)
-
-    def _doubly_given(self, name: str) -> Iterable[Problem]:
-        if self.sources.get(name) == COMMAND_LINE:
-            yield Problem(
-                COMMAND_LINE,
-                name,
-                f"is swept in {self.sources['ranges']}; leave one of them out",
-            )
+            for given in self.overridden:
+                if f"{given}.".startswith(f"{swept}.") or swept.startswith(f"{given}."):
+                    yield Problem(
+                        COMMAND_LINE,
+                        given,
+                        f"is swept in {self.sources['ranges']}; leave one of them out",
+                    )
 
 
 def read_request(
@@ -171,22 +170,36 @@ def read_request(
     named = [text.partition("=") for text in overrides]
     early = {key: value for key, sign, value in named if sign}
     library = _choose_library({**base, **early}, grids)
-    base = resolve_paths(base, library.schema, base_file.folder)
+    try:
+        base = resolve_paths(base, library.schema, base_file.folder)
+    except ConfigError as error:
+        problems.append(Problem(base_file.name, "", str(error)))
+    overridden: list[str] = []
     for text in overrides:
         try:
             key, value = parse_override(text, library.schema)
             given = resolve_paths({key: value}, library.schema, Path.cwd())
             set_nested(base, key, given[key])
+            overridden.append(key)
             sources[key.partition(".")[0]] = COMMAND_LINE
         except (ConfigError, TypeError) as error:
             message = str(error).removeprefix(f"{COMMAND_LINE}: ")
             problems.append(Problem(COMMAND_LINE, "", message))
     for key, value in (options or {}).items():
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
+        overridden.append(key)
         sources[key] = COMMAND_LINE
     grids = _with_absolute_paths(grids, library, ranges_file.folder)
     _refuse_too_many(base, grids, ranges_file.name)
-    return Request(base, ranges_file.content, grids, library, sources, tuple(problems))
+    return Request(
+        base=base,
+        ranges=ranges_file.content,
+        grids=grids,
+        library=library,
+        sources=sources,
+        overridden=tuple(overridden),
+        problems=tuple(problems),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +216,9 @@ class _File:
 def _read(given: str | Path | Mapping[str, Any] | Sequence[Any], kind: str) -> _File:
     if not isinstance(given, str | Path):
         plain = dict(given) if isinstance(given, Mapping) else list(given)
-        return _File(plain, kind, Path.cwd())
+        wrong = [(k, f"{n} is not a finite number") for k, n in not_finite(plain)]
+        found = tuple(Problem(kind, key, text) for key, text in wrong)
+        return _File(plain, kind, Path.cwd(), found)
     path, name = Path(given), str(given)
     folder = path.absolute().parent
     try:
@@ -268,9 +283,13 @@ def _refuse_too_many(base: Mapping[str, Any], grids: Sequence[Grid], name: str) 
     n_runs = sum(grid.n_points for grid in grids) * n_repeats
     if n_runs > MAX_RUNS:
         raise ConfigError(
-            f"{name}: {n_runs:,} runs, more than {MAX_RUNS:,}; sweep fewer values, or "
-            f'draw some with "{SWEEP_OPTION}"'
+            f"{name}: {_count(n_runs)} runs, more than {MAX_RUNS:,}; sweep fewer "
+            f'values, or draw some with "{SWEEP_OPTION}"'
         )
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**18 else "over 10^18"
 
 
 # --- what needs the models ---------------------------------------------------------

@@ -144,11 +144,17 @@ class Claim:
     @staticmethod
     def _is_foreign(descriptor: int) -> bool:
         """Whether another host wrote it; its lock may be invisible here."""
-        try:
-            host = json.loads(os.pread(descriptor, 4096, 0))["host"]
-        except (ValueError, KeyError, TypeError):
-            return False
-        return bool(host != socket.gethostname())
+        owner = _owner(os.pread(descriptor, 4096, 0))
+        return owner is not None and owner[0] != socket.gethostname()
+
+
+def _owner(text: bytes) -> tuple[str, int] | None:
+    """Host and process of a claim; None if it is damaged or not yet written."""
+    try:
+        owner = json.loads(text)
+        return str(owner["host"]), int(owner["pid"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def claim_holder(path: Path) -> str | None:
@@ -158,14 +164,9 @@ def claim_holder(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        text = os.pread(descriptor, 4096, 0)
-        try:
-            owner = json.loads(text)
-            holder = f"process {owner['pid']} on {owner['host']}"
-            foreign = owner["host"] != socket.gethostname()
-        except (ValueError, KeyError, TypeError):
-            holder, foreign = "a starting process", False
-        if foreign:
+        owner = _owner(os.pread(descriptor, 4096, 0))
+        holder = f"process {owner[1]} on {owner[0]}" if owner else "a starting process"
+        if owner and owner[0] != socket.gethostname():
             return holder
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -298,15 +299,17 @@ class RunFolder:
             content: The file's bytes.
             epoch: From 1.
             best: The best epoch so far.
-            keep_all: Keep every epoch; else the last two and the best.
+            keep_all: Keep every epoch; else the last two, and the best as of each, so
+                that a damaged last one can be gone back from.
         """
         self.checkpoints.mkdir(exist_ok=True)
         path = self.checkpoint_path(epoch)
         write_durably(path, content)
-        files = self.read_index()["files"]
+        index = self.read_index()
+        files = index["files"]
         digest = hashlib.sha256(content).hexdigest()
         files[path.name] = {"epoch": epoch, "sha256": digest}
-        keep = None if keep_all else {epoch, epoch - 1, best}
+        keep = None if keep_all else {epoch, epoch - 1, best, index["best"]}
         self._write_index(files, last=epoch, best=best, keep=keep)
 
     def forget_after(self, epoch: int) -> None:

@@ -53,7 +53,7 @@ class ImageTrainer(Trainer):
         if not run.hyps.l1:
             return {"loss": loss}
         penalty = run.hyps.l1 * l1_of_outputs(logits)
-        return {"loss": loss + penalty, "l1": penalty}
+        return {"loss": loss + penalty, "l1_term": penalty}
 
     loops: ClassVar = {"train_loop": train_objective}
 

@@ -1,9 +1,11 @@
-"""Hypothesis strategies and base configurations that several test files share."""
+"""Strategies, configurations and hand-made folders that several test files share."""
 
 from __future__ import annotations
 
+import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
@@ -92,3 +94,67 @@ def ranges(draw: st.DrawFn) -> dict[str, list[Any]]:
         else:
             content[", ".join(linked)] = [[value, -value] for value in values]
     return content
+
+
+def write_sweep(folder: Path) -> Path:
+    """Make a sweep's folder by hand, without runs."""
+    folder.mkdir()
+    record = {"exp_name": folder.name, "library": "imgclass", "requests": []}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_run(
+    sweep: Path,
+    number: int,
+    axes: Mapping[str, Any] | None = None,
+    repeat: int = 0,
+    state: str = "done",
+    val_acc: Sequence[float] = (),
+    terms: Mapping[str, float] | None = None,
+    base: Mapping[str, Any] = IMAGES,
+    record: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Path:
+    """Make a run's folder by hand, as if it had been trained.
+
+    Args:
+        sweep: The sweep's folder.
+        number: Of the run.
+        axes: Its swept values, which the point is named by.
+        repeat: Its replicate index; seeds start at 5.
+        state: As recorded.
+        val_acc: Of each epoch; val_loss is 1 - val_acc.
+        terms: Further columns of metrics.csv, the same in each epoch.
+        base: Of the configuration.
+        record: Further entries of run.json.
+        **given: Keys that differ from the base and are not swept.
+    """
+    axes = dict(axes or {})
+    plain = {key: value for key, value in axes.items() if "." not in key}
+    seeds = {"seed": 5 + repeat, "split_seed": 5}
+    hyps = completed(base, exp_name=sweep.name, **seeds, **plain, **given)
+    folder = sweep / f"{sweep.name}_{number}"
+    folder.mkdir()
+    (folder / "hyperparams.json").write_text(hyps.model_dump_json())
+    content = {
+        "number": number,
+        "state": state,
+        "repeat": repeat,
+        "axes": axes,
+        "point": json.dumps([axes, given]),
+        "attempts": [{"engine": "solo", "host": "here", "pid": 1}] if val_acc else [],
+        "parameters": 42 if val_acc else None,
+        "best_epoch": val_acc.index(max(val_acc)) + 1 if val_acc else None,
+        **(record or {}),
+    }
+    (folder / "run.json").write_text(json.dumps(content))
+    if val_acc:
+        extra = dict(terms or {})
+        header = ["epoch", "lr", "loss", *extra, "val_loss", "val_acc", "time_s"]
+        lines = [",".join(header)]
+        for epoch, acc in enumerate(val_acc, 1):
+            row = [epoch, 0.01, 1 / epoch, *extra.values(), 1 - acc, acc, 0.25]
+            lines.append(",".join(map(str, row)))
+        (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder

@@ -128,6 +128,17 @@ def split_windows(starts: Ints, val_p: float, val_loc: str, reach: int) -> Windo
     return WindowSplit(starts[is_far], val, reach)
 
 
+def purge_reach(n_lags: int, target_offset: int, smoothing_bins: int) -> int:
+    """Frames between starts of windows that share no frame, target or smoothing.
+
+    Args:
+        n_lags: Frames of a window.
+        target_offset: Bins from the last frame of a window to its target.
+        smoothing_bins: Reach of the response's smoothing, to each side.
+    """
+    return max(n_lags + target_offset + smoothing_bins, 2 * smoothing_bins + 1)
+
+
 def equal_blocks(n_frames: int, n_blocks: int) -> list[tuple[int, int]]:
     """Blocks of equal length, as first frame and end."""
     length = n_frames // n_blocks
@@ -293,11 +304,27 @@ class _Checker:
                 f"[{shape[0]}, {data.shape[1]}, {data.shape[2]}]"
             )
         time = self._dataset(f"/{split}/time", 1)
-        if time is not None and len(time) != len(data):
-            self.problems.append(
-                f"/{split}/time has {len(time)} values for {len(data)} frames"
-            )
+        if time is not None:
+            self._check_time(split, time[:], len(data))
+        if len(data) and self._is_constant(data):
+            self.problems.append(f"/{split}/stimulus is constant ({data[0, 0, 0]})")
         return int(data.shape[0])
+
+    def _check_time(self, split: str, time: Any, n_frames: int) -> None:
+        if len(time) != n_frames:
+            self.problems.append(
+                f"/{split}/time has {len(time)} values for {n_frames} frames"
+            )
+        falls = np.flatnonzero(~(np.diff(time) > 0))
+        if len(falls):
+            self.problems.append(
+                f"/{split}/time does not increase at index {falls[0] + 1}"
+            )
+
+    @staticmethod
+    def _is_constant(data: Any) -> bool:
+        """Whether all frames are equal; reads until two values differ."""
+        return all((part == data[0, 0, 0]).all() for _, part in _chunks(data))
 
     def _response(self, split: str, n_frames: int) -> int:
         name = f"/{split}/response/{self.hyps.response_type}"
@@ -309,20 +336,17 @@ class _Checker:
                 f"{name} has {data.shape[1]} bins for {n_frames} frames; "
                 f"{n_frames} or {n_frames + 1} expected"
             )
-        for first in range(0, data.shape[1], 100_000):
-            part = data[:, first : first + 100_000]
-            if not np.isfinite(part).all():
-                cell, at = np.argwhere(~np.isfinite(part))[0]
+        values = data[:]
+        for wrong, what in (
+            (~np.isfinite(values), "NaN or infinite values"),
+            (values < 0, "negative values"),
+        ):
+            if wrong.any():
+                cell, at = np.argwhere(wrong)[0]
                 self.problems.append(
-                    f"{name} holds {part[cell, at]} (cell {cell}, bin {first + at})"
+                    f"{name} holds {wrong.sum()} {what}, the first, "
+                    f"{values[cell, at]}, at cell {cell}, bin {at}"
                 )
-                break
-            if (part < 0).any():
-                cell, at = np.argwhere(part < 0)[0]
-                self.problems.append(
-                    f"{name} is negative (cell {cell}, bin {first + at})"
-                )
-                break
         return int(data.shape[0])
 
     def _cells(self, n_recorded: int) -> tuple[int, ...]:
@@ -360,9 +384,19 @@ class _Checker:
     ) -> tuple[WindowSplit, Ints]:
         hyps = self.hyps
         n_lags, offset = hyps.img_shape[0], hyps.target_offset
+        for first, end in blocks:
+            if end - first - hyps.n_skip_frames < n_lags + 1:
+                self.problems.append(
+                    f"/train has a block of {end - first} frames from frame {first}; "
+                    f"at least {n_lags + 1} (img_shape[0] + 1) are needed beyond "
+                    f"n_skip_frames {hyps.n_skip_frames}"
+                )
+        if self.problems:
+            none = np.zeros(0, np.int64)
+            return WindowSplit(none, none, 1), none
         starts = window_starts(blocks, n_lags, offset, hyps.n_skip_frames)
         test_starts = window_starts([(0, n_test)], n_lags, offset)
-        reach = n_lags + offset + SMOOTHING_BINS[hyps.response_type]
+        reach = purge_reach(n_lags, offset, SMOOTHING_BINS[hyps.response_type])
         for name, found in (("/train", starts), ("/test", test_starts)):
             if not len(found):
                 self.problems.append(
@@ -389,6 +423,14 @@ class _Checker:
             table = CURATED_CENTERS.get(self.hyps.dataset, {})
         if not all(cell in table for cell in cells):
             return None
+        height, width = self.hyps.img_shape[1:]
+        for cell in cells:
+            row, column = table[cell]
+            if not (0 <= row < height and 0 <= column < width):
+                self.problems.append(
+                    f"the centre of cell {cell} in centers, ({row}, {column}), lies "
+                    f"outside the {height}×{width} pixels"
+                )
         return tuple(table[cell] for cell in cells)
 
 

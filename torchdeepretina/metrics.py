@@ -19,6 +19,7 @@ def pearson_per_cell(rates: Tensor, targets: Tensor) -> Tensor:
     x = rates.double() - rates.double().mean(0)
     y = targets.double() - targets.double().mean(0)
     scale = (x.square().sum(0) * y.square().sum(0)).sqrt()
-    constant = scale <= torch.finfo(torch.float64).tiny
-    r = (x * y).sum(0) / torch.where(constant, torch.ones_like(scale), scale)
-    return torch.where(constant, torch.zeros_like(r), r).clamp(-1, 1)
+    is_constant = (rates == rates[0]).all(0) | (targets == targets[0]).all(0)
+    is_constant |= scale == 0
+    r = (x * y).sum(0) / torch.where(is_constant, torch.ones_like(scale), scale)
+    return torch.where(is_constant, torch.zeros_like(r), r).clamp(-1, 1)

@@ -59,7 +59,7 @@ class RetinaTrainer(Trainer):
         if not hyps.l1:
             return {"loss": loss}
         penalty = hyps.l1 * l1_of_outputs(z)
-        return {"loss": loss + penalty, "l1": penalty}
+        return {"loss": loss + penalty, "l1_term": penalty}
 
     loops: ClassVar = {"train_loop": train_objective}
 

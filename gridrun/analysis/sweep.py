@@ -216,6 +216,7 @@ class Sweep:
         for repeats in points.values():
             done = [r for r in repeats if r.state is RunState.DONE]
             axes = {name: tables.axis_value(repeats[0], name) for name in names}
+            done = [r for r in done if metric in r.metrics()]
             if not done or (len(done) < len(repeats) and not allow_partial):
                 left_out.append(axes)
                 continue

@@ -6,16 +6,18 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from gridrun.config import get_nested, keys_of, suggest
+from gridrun.config import complete, get_nested, keys_of, suggest
 from gridrun.errors import ConfigError, StoreError
-from gridrun.plugins import libraries
+from gridrun.plugins import libraries, library_of
 from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder, read_record, write_durably
 
+logger = logging.getLogger(__name__)
 CONFIDENCE = 0.95
 NOT_METRICS = ("epoch", "lr", "time_s")
 Row = dict[str, Any]
@@ -54,7 +56,8 @@ class RunSummary:
             names = [name for name in last if name not in NOT_METRICS]
             found |= {name: at_best[name] for name in names if name in at_best}
             found |= {f"{name}_last": last[name] for name in names}
-        return found | (self.record.get("test") or {})
+        test = self.record.get("test") or {}
+        return found | {n: value for n, value in test.items() if value is not None}
 
 
 def read_runs(sweep: SweepFolder) -> list[RunSummary]:
@@ -69,7 +72,8 @@ def read_runs(sweep: SweepFolder) -> list[RunSummary]:
         try:
             record = folder.read()
             hyps = read_record(folder.hyperparams)
-        except StoreError:
+        except StoreError as error:
+            logger.warning("a run is left out: %s", error)
             continue
         runs.append(
             RunSummary(
@@ -86,17 +90,28 @@ def axis_names(runs: Iterable[RunSummary]) -> list[str]:
     for run in runs:
         names |= dict.fromkeys(run.record["axes"])
     skipped = {"seed", "split_seed", *names}
+    lifted = {"optimizer_args.lr": "lr", "optimizer_args.weight_decay": "l2"}
+    skipped |= {lifted[name] for name in names if name in lifted}
     first_of_point = list({run.point: run for run in reversed(runs)}.values())
     for key in dict.fromkeys(key for run in first_of_point for key in run.hyps):
-        if key in skipped or any(name.startswith(f"{key}.") for name in names):
+        inside = any(name.startswith(f"{key}.") for name in names)
+        if key in skipped or inside or key not in _points_differ_by():
             continue
-        if key in _points_differ_by():
-            values = {
-                json.dumps(r.hyps.get(key), sort_keys=True) for r in first_of_point
-            }
-            if len(values) > 1:
-                names[key] = None
+        values = {json.dumps(r.hyps.get(key), sort_keys=True) for r in first_of_point}
+        if len(values) == 1 or all(_follows(r.hyps, key) for r in first_of_point):
+            continue
+        names[key] = None
     return list(names)
+
+
+def _follows(hyps: Mapping[str, Any], key: str) -> bool:
+    """Whether a key has the value that it would have if it were not given."""
+    library = library_of(str(hyps["model_type"]))
+    if library is None:
+        return False
+    others = {name: value for name, value in hyps.items() if name != key}
+    completed, _ = complete(others, library.schema)
+    return completed is not None and getattr(completed, key) == hyps[key]
 
 
 def _points_differ_by() -> frozenset[str]:
@@ -130,7 +145,7 @@ def result_rows(runs: Sequence[RunSummary]) -> list[Row]:
         }
         row |= {name: cell(axis_value(run, name)) for name in axes}
         row["best_epoch"] = run.record.get("best_epoch")
-        row |= run.metrics()
+        row |= {n: value for n, value in run.metrics().items() if n not in row}
         row["duration_s"] = round(sum(r["time_s"] for r in run.epochs), 3)
         row["parameters"] = run.record.get("parameters")
         row["engine"] = attempts[-1].get("engine") if attempts else None
@@ -255,7 +270,10 @@ def check_metric(metric: str, known: Sequence[str]) -> None:
 
     Raises:
         ConfigError: With the nearest known one.
+        StoreError: If nothing is recorded yet.
     """
+    if not known:
+        raise StoreError("no run has finished an epoch yet")
     if metric not in known:
         raise ConfigError(f"unknown metric {metric!r}{suggest(metric, known)}")
 

@@ -68,6 +68,10 @@ def complete(
     model_type = given.get("model_type")
     if isinstance(model_type, str):
         given = {**copy.deepcopy(dict(schema.model_defaults(model_type))), **given}
+    unknown = [name for name in given if name not in schema.model_fields]
+    problems += [(name, unknown_key(name, schema)) for name in unknown]
+    for name in unknown:
+        del given[name]
     try:
         hyps = schema.model_validate(given)
     except ValidationError as error:
@@ -108,10 +112,15 @@ def _availability(
         return []
     default = defaults_of(schema).get(name)
     allowed = facts.available or (default,)
-    if any(type(value) is type(one) and value == one for one in allowed):
+    if any(_is_same(value, one) for one in allowed):
         return []
     texts = " or ".join(shown(one) for one in allowed)
     return [(name, f"{shown(value)} is not available yet; leave it out or at {texts}")]
+
+
+def _is_same(value: Any, other: object) -> bool:
+    """Equal, where true is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 def _readable(
@@ -119,11 +128,9 @@ def _readable(
 ) -> list[tuple[str, str]]:
     problems: dict[str, str] = {}
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else ""
+        name = str(item["loc"][0])
         if item["type"] == "missing":
             problems[name] = f"required ({_field_expectation(schema, name)})"
-        elif item["type"] == "extra_forbidden":
-            problems[name] = unknown_key(name, schema)
         else:
             expected = _field_expectation(schema, name)
             problems[name] = f"expected {expected}; got {shown(given.get(name))}"

@@ -54,7 +54,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[tuple[str, str]]]:
         problems = [(name, "stands twice; keep one") for name in twice]
         problems += [
             (name, f"{number} is not a finite number")
-            for name, number in _not_finite(data)
+            for name, number in not_finite(data)
         ]
     except json.JSONDecodeError as error:
         raise ConfigError(
@@ -68,7 +68,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[tuple[str, str]]]:
     return data, problems
 
 
-def _not_finite(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
+def not_finite(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """The outermost key and the value of each NaN and infinity."""
     if isinstance(data, float) and not math.isfinite(data):
         yield name, data
@@ -78,7 +78,7 @@ def _not_finite(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(data, list):
         inner = (("", value) for value in data)
     for key, value in inner:
-        yield from _not_finite(value, name or key)
+        yield from not_finite(value, name or key)
 
 
 def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
@@ -95,8 +95,6 @@ def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
         value, problems = parse_json(raw, f"command line: {name}")
     except ConfigError:
         return name, raw
-    if problems:
-        raise ConfigError([f"command line: {name}: {text}" for _, text in problems])
     field = schema.model_fields.get(name)
     if field is not None and not isinstance(value, str):
         adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
@@ -106,27 +104,43 @@ def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
             try:
                 adapter.validate_python(raw, strict=True)
             except ValidationError:
-                return name, value
-            return name, raw
+                pass
+            else:
+                return name, raw
+    if problems:
+        raise ConfigError([f"command line: {name}: {text}" for _, text in problems])
     return name, value
 
 
 def absolute(path: str, base: Path) -> str:
-    """`~` expanded; relative to `base` where relative."""
-    return os.path.normpath(base / Path(path).expanduser())
+    """`~` expanded; relative to `base` where relative.
+
+    Raises:
+        ConfigError: If `~` names a home that is not there.
+    """
+    try:
+        return os.path.normpath(base / Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(f"{path}: no such home folder; give a full path") from None
 
 
 def resolve_paths(
     values: Mapping[str, Any], schema: type[Hyperparams], base: Path
 ) -> dict[str, Any]:
-    """Make the values of path keys absolute; others are left as they are."""
+    """Make the values of path keys absolute; others are left as they are.
+
+    Raises:
+        ConfigError: If one cannot be; the text begins with the key.
+    """
     paths = {name for name, facts in keys_of(schema).items() if facts.is_path}
-    return {
-        name: absolute(value, base)
-        if name in paths and isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+    resolved = dict(values)
+    for name in paths & set(values):
+        if isinstance(values[name], str):
+            try:
+                resolved[name] = absolute(values[name], base)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
+    return resolved
 
 
 def data_root(given: str | None) -> tuple[str, str]:

@@ -57,6 +57,7 @@ class Hyperparams(RunnerKeys):
         group="sweep",
         identity="no",
         ge=0,
+        le=10**9,
     )
     skip_nums: list[int] | None = key(
         None, "numbers of runs that are not trained", group="sweep", identity="no"
@@ -163,11 +164,11 @@ class Hyperparams(RunnerKeys):
             yield "skip_nums", f"expected numbers ≥ 0, got {shown(self.skip_nums)}"
         if self.dataset in (".", ".."):
             yield "dataset", f"expected the name of a folder, got {self.dataset!r}"
-        metric, _, mode = self.monitor.partition(":")
+        metric, sign, mode = self.monitor.partition(":")
         known = self.metrics()
         if metric not in known:
             yield "monitor", f"unknown metric {metric!r}{suggest(metric, known)}"
-        elif mode not in ("", "max", "min"):
+        elif sign and mode not in ("max", "min"):
             yield "monitor", f"expected {metric}:max or {metric}:min"
         elif not mode and metric not in ("val_loss", "val_acc", "loss"):
             yield "monitor", f"say what is better: {metric}:max or {metric}:min"
@@ -178,7 +179,7 @@ class Hyperparams(RunnerKeys):
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that each epoch records."""
-        return ("val_loss", "val_acc", "loss", *(("l1",) if self.l1 else ()))
+        return ("val_loss", "val_acc", "loss", *(("l1_term",) if self.l1 else ()))
 
     def resolved(self) -> dict[str, object]:
         """Final values of keys whose null means "follows from others"."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -25,10 +24,10 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     if isinstance(value, np.generic):
         return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -67,8 +66,8 @@ def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str,
         checkpoint = torch.load(
             io.BytesIO(content), map_location=device, weights_only=True
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the file decides what is raised
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source}: cannot be loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise CheckpointError(f"{source}: not a checkpoint (no model_state_dict)")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import logging
+import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -153,7 +154,10 @@ class LiveRun:
             attempts=attempts,
             error=error,
             best_epoch=self.progress.best_epoch or None,
-            test=dict(test or {}),
+            test={
+                name: value if math.isfinite(value) else None
+                for name, value in (test or {}).items()
+            },
         )
         self.claim.release()
 

@@ -75,7 +75,7 @@ def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
         batch_size: Samples per batch; the last may be smaller.
     """
     starts = list(range(0, len(order), batch_size))
-    if len(starts) > 1 and len(order) - starts[-1] == 1:
+    if batch_size > 1 and len(starts) > 1 and len(order) - starts[-1] == 1:
         starts.pop()
     for i, start in enumerate(starts):
         stop = starts[i + 1] if i + 1 < len(starts) else len(order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from gridrun.config import Hyperparams, suggest
 from gridrun.errors import ConfigError
 from gridrun.training.checkpoint import plain
 
-NEEDS_CLOSURE = ("LBFGS",)
+UNUSABLE = {
+    "LBFGS": "it needs a closure",
+    "SparseAdam": "it needs sparse gradients, which no layer here gives",
+}
+MAX_TRIED_EPOCHS = 1000
 
 
 def optimizer_names() -> list[str]:
@@ -24,7 +29,7 @@ def optimizer_names() -> list[str]:
         if inspect.isclass(item)
         and issubclass(item, Optimizer)
         and item is not Optimizer
-        and name not in NEEDS_CLOSURE
+        and name not in UNUSABLE
     ]
 
 
@@ -46,6 +51,10 @@ def make_optimizer(hyps: Hyperparams, parameters: Any) -> Optimizer:
     Raises:
         ConfigError: For an unknown name or argument.
     """
+    if hyps.optimizer in UNUSABLE:
+        raise ConfigError(
+            f"optimizer: {hyps.optimizer} cannot be used: {UNUSABLE[hyps.optimizer]}"
+        )
     if hyps.optimizer not in optimizer_names():
         raise ConfigError(
             f"optimizer: unknown {hyps.optimizer!r}"
@@ -98,6 +107,27 @@ def make_scheduler(
     return scheduler
 
 
+def try_schedule(hyps: Hyperparams, optimizer: Optimizer) -> None:
+    """Step the scheduler through a run's epochs without training.
+
+    Raises:
+        ConfigError: For arguments that torch refuses now, or would later.
+    """
+    scheduler: Any = make_scheduler(hyps, optimizer)
+    if scheduler is None:
+        return
+    metric = (1.0,) if hyps.scheduler == "ReduceLROnPlateau" else ()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            for _ in range(min(hyps.n_epochs, MAX_TRIED_EPOCHS)):
+                scheduler.step(*metric)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"scheduler_args: {hyps.scheduler} fails when it is stepped: {reason}"
+        ) from error
+
+
 def check_names(hyps: Hyperparams) -> list[tuple[str, str]]:
     """Problems of the optimizer's and the scheduler's names and arguments."""
     problems = []
@@ -108,7 +138,7 @@ def check_names(hyps: Hyperparams) -> list[tuple[str, str]]:
     except ConfigError as error:
         problems.append(error)
     try:
-        make_scheduler(hyps, optimizer)
+        try_schedule(hyps, optimizer)
     except ConfigError as error:
         problems.append(error)
     return [(key, text) for key, _, text in (str(e).partition(": ") for e in problems)]

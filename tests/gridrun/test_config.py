@@ -510,7 +510,7 @@ def test_possible_combinations_are_taken(base: Any, given: Any) -> None:
         ("loss", ("loss", "min")),
         ("val_acc:min", ("val_acc", "min")),
         ("val_loss:max", ("val_loss", "max")),
-        ("l1:min", ("l1", "min")),
+        ("l1_term:min", ("l1_term", "min")),
     ],
 )
 def test_monitor_says_metric_and_mode(monitor: str, expected: tuple[str, str]) -> None:
@@ -528,7 +528,7 @@ def test_monitor_is_val_loss_unless_told() -> None:
     [
         ("val_los", "did you mean 'val_loss'"),
         ("", "known: loss, val_acc, val_loss"),
-        ("l1:min", "unknown metric 'l1'"),
+        ("l1_term:min", "unknown metric 'l1_term'"),
         ("lr:min", "unknown metric 'lr'"),
         ("val_loss:mean", "val_loss:max or val_loss:min"),
         ("val_loss:", "val_loss:max or val_loss:min"),
@@ -541,8 +541,8 @@ def test_a_wrong_monitor_is_refused(monitor: str, text: str) -> None:
 
 def test_a_term_needs_a_mode() -> None:
     """Nothing says whether a loss term should rise or fall."""
-    problems = problems_of(IMAGES, monitor="l1", l1=0.1)
-    assert "l1:max or l1:min" in problems["monitor"]
+    problems = problems_of(IMAGES, monitor="l1_term", l1=0.1)
+    assert "l1_term:max or l1_term:min" in problems["monitor"]
 
 
 # --- overrides --------------------------------------------------------------------

@@ -53,7 +53,9 @@ def test_noise_is_normal() -> None:
     noise = layer(torch.zeros(400_000)).abs()
     for bound in (1.0, 2.0):
         expected = math.erfc(bound / math.sqrt(2))
-        assert (noise > bound).double().mean().item() == pytest.approx(expected, rel=0.02)
+        assert (noise > bound).double().mean().item() == pytest.approx(
+            expected, rel=0.02
+        )
 
 
 @pytest.mark.parametrize("layer", [GaussianNoise(0.5), Dropout(0.5)])
@@ -80,7 +82,7 @@ def test_switched_off_layers_draw_nothing(layer: RandomModule) -> None:
 
 @pytest.mark.parametrize("layer", [GaussianNoise(0.5), Dropout(0.5)])
 def test_random_layers_draw_from_their_own_generator(layer: RandomModule) -> None:
-    """With a generator torch's global one is untouched, and draws repeat by its seed."""
+    """With one torch's global generator is untouched; draws repeat by its seed."""
     before = torch.get_rng_state()
     drawn = []
     for seed in (1, 1, 2):

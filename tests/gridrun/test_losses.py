@@ -68,7 +68,9 @@ def test_squared_error() -> None:
 def test_l1_is_summed_over_units() -> None:
     """Batch mean of the sum over units of |z|."""
     expected = np.abs(LOGITS).sum(1).mean()
-    assert value(l1_of_outputs(torch.tensor(LOGITS))) == pytest.approx(expected, rel=1e-12)
+    assert value(l1_of_outputs(torch.tensor(LOGITS))) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @given(st.integers(1, 5))
@@ -230,5 +232,5 @@ def test_l1_uses_z_unscaled(
         train([retina_hyps(recording, output_scale=scale, **keys)])[0].read_metrics()[0]
         for scale in ("none", "std")
     ]
-    assert terms[0]["l1"] == pytest.approx(terms[1]["l1"], rel=1e-6)
+    assert terms[0]["l1_term"] == pytest.approx(terms[1]["l1_term"], rel=1e-6)
     assert terms[0]["loss"] != pytest.approx(terms[1]["loss"], rel=1e-3)

@@ -210,13 +210,13 @@ def test_no_frame_target_or_smoothing_is_shared(
     val_p: float,
     val_loc: str,
 ) -> None:
-    """Spans of training and validation windows, smoothed targets included, are apart."""
+    """Spans of both sides' windows, smoothed targets included, are apart."""
     s = SMOOTHING[ms]
-    assume(n_lags + offset > s)
     blocks = datas.equal_blocks(n_blocks * length, n_blocks)
     starts = datas.window_starts(blocks, n_lags, offset)
     assume(len(starts) > 1)
-    split = datas.split_windows(starts, val_p, val_loc, n_lags + offset + s)
+    reach = datas.purge_reach(n_lags, offset, s)
+    split = datas.split_windows(starts, val_p, val_loc, reach)
 
     def used(windows: Any) -> set[int]:
         bins: set[int] = set()
@@ -430,7 +430,7 @@ def test_inputs_and_targets_are_float32(opened: Callable[..., Any]) -> None:
 def test_uint8_storage_refuses_what_it_cannot_hold(
     opened: Callable[..., Any], value: float
 ) -> None:
-    """A grey level that is no integer from 0 to 255 is no uint8, and the error says so."""
+    """A grey level that is no integer from 0 to 255 is refused by name."""
     frames = np.zeros((135, 8, 8))
     frames[9, 1, 1] = value
     with pytest.raises(DataError, match="stim_storage: /train/stimulus") as caught:
@@ -564,7 +564,7 @@ def test_absent_files_are_named_with_what_is_there(
 def test_the_environment_gives_the_data_root(
     recording: Path, retina_hyps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the key, GRIDRUN_DATA holds the data, and errors say where it was said."""
+    """Without the key, GRIDRUN_DATA holds the data, and errors name it."""
     hyps = retina_hyps(recording, data_root=None)
     monkeypatch.setenv("GRIDRUN_DATA", str(recording))
     assert datas.inspect_data(hyps).n_units == 3
@@ -624,10 +624,11 @@ def test_curated_cells_have_their_centres(
 ) -> None:
     """A public recording without /centers takes its cells' places from the table."""
     path = tmp_path / "15-10-07" / "movie.h5"
-    write_recording(path, n_train=132, n_cells=9, centers=False)
-    hyps = retina_hyps(tmp_path, dataset="15-10-07", cells=[4, 0])
+    write_recording(path, 132, 40, (50, 50), n_cells=9, centers=False)
+    keys = {"dataset": "15-10-07", "img_shape": [4, 50, 50]}
+    hyps = retina_hyps(tmp_path, cells=[4, 0], **keys)
     assert datas.inspect_data(hyps).centers == ((31, 20), (21, 18))
-    unknown = retina_hyps(tmp_path, dataset="15-10-07", cells=[4, 8])
+    unknown = retina_hyps(tmp_path, cells=[4, 8], **keys)
     assert datas.inspect_data(unknown).centers is None
 
 
@@ -636,8 +637,9 @@ def test_public_recordings_without_jumps_have_six_blocks(
 ) -> None:
     """15-10-07 is cut into 6 equal blocks where its file does not say."""
     path = tmp_path / "15-10-07" / "movie.h5"
-    write_recording(path, n_train=132, n_cells=5, centers=False)
-    layout = datas.inspect_recording(retina_hyps(tmp_path, dataset="15-10-07"))
+    write_recording(path, 132, 40, (50, 50), n_cells=5, centers=False)
+    hyps = retina_hyps(tmp_path, dataset="15-10-07", img_shape=[4, 50, 50])
+    layout = datas.inspect_recording(hyps)
     assert layout.blocks == tuple((22 * i, 22 * (i + 1)) for i in range(6))
 
 

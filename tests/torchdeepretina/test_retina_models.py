@@ -298,7 +298,7 @@ def test_collapsed_stacks_give_equal_outputs(
 
 
 def test_running_statistics_move_by_bn_moment(small: Build) -> None:
-    """After one step the mean is m times the batch's, per unit, and the buffer counts."""
+    """After one step statistics have moved by m towards the batch's, per unit."""
     model = small(bn_moment=0.25, stackconvs=False, noise=0.0).train()
     x = windows()
     with torch.no_grad():
@@ -314,6 +314,16 @@ def test_running_statistics_move_by_bn_moment(small: Build) -> None:
         norm.running_var.double(), expected_var, rtol=1e-5, atol=1e-6
     )
     assert int(norm.num_batches_tracked) == 1
+
+
+def test_noise_is_added_after_the_norm(small: Build) -> None:
+    """Units far above zero vary by the norm's variance of 1 plus the noise's of 4."""
+    block = small(noise=2.0, stackconvs=False).train().layers[0]
+    x = torch.randn(2000, 6, 14, 14, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        block.norm.norm.bias.fill_(100.0)
+        variance = block(x).double().var(0).mean().item()
+    assert variance == pytest.approx(5, rel=0.02)
 
 
 # --- rules for every model --------------------------------------------------------
