@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridrun.errors import ConfigError, GridrunError, SweepStopped
+from gridrun.errors import ConfigError, GridrunError, StoreError, SweepStopped
 
 if TYPE_CHECKING:
     from gridrun.analysis.tables import Row, RunSummary
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a full disk, say: what is finished is kept
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 
@@ -110,7 +113,9 @@ def _add_run(commands: Any) -> None:
 
 
 def _number_or_auto(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"expected auto or an integer ≥ 1, got {text!r}")
 
 
 def split_inputs(inputs: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -346,6 +351,8 @@ def _sorted(rows: Sequence[Row], metric: str, runs: Sequence[RunSummary]) -> lis
 
     known = list(rows[0]) if rows else []
     column = metric if metric in known else f"{metric}_mean"
+    if column not in known and not any(one.epochs for one in runs):
+        raise StoreError("no run has finished an epoch yet")
     if column not in known:
         raise ConfigError(f"--sort: unknown column {metric!r}{suggest(metric, known)}")
     try:

@@ -174,21 +174,12 @@ def read_request(
         base = resolve_paths(base, library.schema, base_file.folder)
     except ConfigError as error:
         problems.append(Problem(base_file.name, "", str(error)))
-    overridden: list[str] = []
-    for text in overrides:
-        try:
-            key, value = parse_override(text, library.schema)
-            given = resolve_paths({key: value}, library.schema, Path.cwd())
-            set_nested(base, key, given[key])
-            overridden.append(key)
-            sources[key.partition(".")[0]] = COMMAND_LINE
-        except (ConfigError, TypeError) as error:
-            message = str(error).removeprefix(f"{COMMAND_LINE}: ")
-            problems.append(Problem(COMMAND_LINE, "", message))
+    overridden, wrong_overrides = _override(base, overrides, library)
+    problems += wrong_overrides
     for key, value in (options or {}).items():
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
         overridden.append(key)
-        sources[key] = COMMAND_LINE
+    sources |= {key.partition(".")[0]: COMMAND_LINE for key in overridden}
     grids = _with_absolute_paths(grids, library, ranges_file.folder)
     _refuse_too_many(base, grids, ranges_file.name)
     return Request(
@@ -200,6 +191,24 @@ def read_request(
         overridden=tuple(overridden),
         problems=tuple(problems),
     )
+
+
+def _override(
+    base: dict[str, Any], overrides: Sequence[str], library: Library
+) -> tuple[list[str], list[Problem]]:
+    """Set `key=value` texts in a base; the keys set, and what is wrong."""
+    overridden: list[str] = []
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            key, value = parse_override(text, library.schema)
+            given = resolve_paths({key: value}, library.schema, Path.cwd())
+            set_nested(base, key, given[key])
+            overridden.append(key)
+        except (ConfigError, TypeError) as error:
+            message = str(error).removeprefix(f"{COMMAND_LINE}: ")
+            problems.append(Problem(COMMAND_LINE, "", message))
+    return overridden, problems
 
 
 @dataclasses.dataclass(frozen=True)

@@ -391,7 +391,13 @@ def _holder(run: PlannedRun) -> str | None:
 
 
 def _wait_for(run: PlannedRun, stop: StopSignals) -> None:
-    logger.warning("run %d is held by %s; waiting", run.number, _holder(run))
+    assert run.folder is not None
+    logger.warning(
+        "run %d is held by %s; waiting (if that process is gone, delete %s)",
+        run.number,
+        _holder(run),
+        run.folder.claim,
+    )
     while _holder(run) is not None:
         if stop():
             raise Stopped

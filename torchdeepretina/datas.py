@@ -223,7 +223,10 @@ def inspect_recording(hyps: RetinaHyperparams) -> Layout:
     path = recording_path(hyps)
     with open_file(path) as file:
         checker = _Checker(path, file, hyps)
-        layout = checker.layout()
+        try:
+            layout = checker.layout()
+        except (OSError, KeyError, RuntimeError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
     if checker.problems:
         raise DataError([f"{path}: {problem}" for problem in checker.problems])
     assert layout is not None
@@ -306,9 +309,35 @@ class _Checker:
         time = self._dataset(f"/{split}/time", 1)
         if time is not None:
             self._check_time(split, time[:], len(data))
-        if len(data) and self._is_constant(data):
-            self.problems.append(f"/{split}/stimulus is constant ({data[0, 0, 0]})")
+        if data.size:
+            self._check_values(f"/{split}/stimulus", data)
         return int(data.shape[0])
+
+    def _check_values(self, name: str, data: Any) -> None:
+        """Grey levels: finite, within float32, not all equal, integers for uint8."""
+        needs_bytes = self.hyps.stim_storage == "uint8" and data.dtype != np.uint8
+        if data.dtype.kind == "f" or needs_bytes:
+            limit = float(np.finfo(np.float32).max)
+            for first, part in _chunks(data):
+                is_wrong = ~(np.abs(part.astype(np.float64)) <= limit)
+                if is_wrong.any():
+                    at = tuple(map(int, np.argwhere(is_wrong)[0]))
+                    self.problems.append(
+                        f"{name} holds NaN, infinity or values beyond float32: "
+                        f"{is_wrong.sum()} in frames from {first}, the first at frame "
+                        f"{first + at[0]}, row {at[1]}, column {at[2]}"
+                    )
+                    return
+                with np.errstate(invalid="ignore"):
+                    differs = needs_bytes and (part.astype(np.uint8) != part).any()
+                if differs:
+                    self.problems.append(
+                        f"stim_storage: {name} holds values that are not integers "
+                        "from 0 to 255; use auto or float32"
+                    )
+                    return
+        if self._is_constant(data):
+            self.problems.append(f"{name} is constant ({data[0, 0, 0]})")
 
     def _check_time(self, split: str, time: Any, n_frames: int) -> None:
         if len(time) != n_frames:
@@ -336,6 +365,8 @@ class _Checker:
                 f"{name} has {data.shape[1]} bins for {n_frames} frames; "
                 f"{n_frames} or {n_frames + 1} expected"
             )
+        if not data.shape[0]:
+            self.problems.append(f"{name} holds no cell")
         values = data[:]
         for wrong, what in (
             (~np.isfinite(values), "NaN or infinite values"),
@@ -362,7 +393,14 @@ class _Checker:
 
     def _blocks(self, n_frames: int) -> list[tuple[int, int]]:
         stored = self.file["train"].attrs.get("n_blocks")
-        n_blocks = None if stored is None else int(stored)
+        n_blocks = None
+        if stored is not None:
+            if np.ndim(stored) or np.asarray(stored).dtype.kind not in "iu":
+                self.problems.append(
+                    f"/train has the attribute n_blocks {stored!r}; an integer expected"
+                )
+                return []
+            n_blocks = int(stored)
         if n_blocks is None:
             steps = np.diff(self.file["train/time"][:])
             usual = np.median(steps) if len(steps) else 0.0
@@ -418,7 +456,15 @@ class _Checker:
             stored = self._dataset("/centers", 2)
             if stored is None:
                 return None
-            table = {i: (int(r), int(c)) for i, (r, c) in enumerate(stored[:])}
+            values = stored[:]
+            is_whole = np.isfinite(values).all() and (values == np.round(values)).all()
+            if values.shape[1] != 2 or len(values) <= max(cells) or not is_whole:
+                self.problems.append(
+                    f"/centers has shape {values.shape}; a whole row and column for "
+                    "each cell expected"
+                )
+                return None
+            table = {i: (int(r), int(c)) for i, (r, c) in enumerate(values)}
         else:
             table = CURATED_CENTERS.get(self.hyps.dataset, {})
         if not all(cell in table for cell in cells):

@@ -75,7 +75,8 @@ def complete(
     try:
         hyps = schema.model_validate(given)
     except ValidationError as error:
-        return None, problems + _readable(error, given, schema)
+        wrong = _readable(error, given, schema)
+        return None, problems + wrong + _beside(given, dict(wrong), schema)
     problems += hyps.problems()
     if problems:
         return None, problems
@@ -116,6 +117,30 @@ def _availability(
         return []
     texts = " or ".join(shown(one) for one in allowed)
     return [(name, f"{shown(value)} is not available yet; leave it out or at {texts}")]
+
+
+def _beside(
+    given: Mapping[str, Any], wrong: Mapping[str, str], schema: type[Hyperparams]
+) -> list[tuple[str, str]]:
+    """Contradictions between the other keys, where some have a wrong type.
+
+    The wrong ones are stood in for; what would speak of them is left out.
+    """
+    properties = json_schema(schema)["properties"]
+    standins = {"string": "x", "integer": 2, "number": 1.0}
+    sound = {name: value for name, value in given.items() if name not in wrong}
+    for name in wrong:
+        if schema.model_fields[name].is_required():
+            sound[name] = standins.get(properties[name].get("type", ""))
+    try:
+        hyps = schema.model_validate(sound)
+    except ValidationError:
+        return []
+    return [
+        (name, message)
+        for name, message in hyps.problems()
+        if name not in wrong and not any(other in message for other in wrong)
+    ]
 
 
 def _is_same(value: Any, other: object) -> bool:

@@ -98,18 +98,19 @@ def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
     field = schema.model_fields.get(name)
     if field is not None and not isinstance(value, str):
         adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
-        try:
-            adapter.validate_python(value, strict=True)
-        except ValidationError:
-            try:
-                adapter.validate_python(raw, strict=True)
-            except ValidationError:
-                pass
-            else:
-                return name, raw
+        if not _takes(adapter, value) and _takes(adapter, raw):
+            return name, raw
     if problems:
         raise ConfigError([f"command line: {name}: {text}" for _, text in problems])
     return name, value
+
+
+def _takes(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def absolute(path: str, base: Path) -> str:

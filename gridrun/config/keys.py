@@ -106,15 +106,20 @@ class Hyperparams(RunnerKeys):
     lossfxn: str = key(..., "the loss of a prediction", group="training")
     batch_size: int = key(..., "samples per training step", group="training", ge=1)
     n_epochs: int = key(..., "passes over the training samples", group="training", ge=1)
-    lr: float = key(..., "initial learning rate", group="training", gt=0)
+    lr: float = key(..., "initial learning rate", group="training", gt=0, le=1e38)
     l2: float = key(
-        0.0, "weight_decay of the optimizer, on all parameters", group="training", ge=0
+        0.0,
+        "weight_decay of the optimizer, on all parameters",
+        group="training",
+        ge=0,
+        le=1e38,
     )
     l1: float = key(
         0.0,
         "training loss adds l1 times the batch mean of the sum over units of |output|",
         group="training",
         ge=0,
+        le=1e38,
     )
     optimizer: str = key("Adam", "class in torch.optim", group="training")
     optimizer_args: dict[str, Any] = key(

@@ -98,6 +98,8 @@ class ProcessExecutor:
                     worker = _Process(index, waiting[0].threads)
                     workers[worker.connection] = worker
                 self._listen(workers, waiting, report)
+                if was_stopped:
+                    waiting.clear()  # a worker that died meanwhile is not replaced
                 self._kill_hanging(workers)
         finally:
             for worker in workers.values():
@@ -154,7 +156,7 @@ class ProcessExecutor:
         """Take a dead worker's runs back: again, alone, or failed."""
         code = worker.process.wait()
         worker.connection.close()
-        if worker.job is None or code == 0:
+        if worker.job is None:
             return
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))

@@ -5,7 +5,6 @@ Started as `python -m gridrun.executors.worker <descriptor>`.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import time
@@ -45,13 +44,24 @@ class Worker:
         from gridrun.training.cohort import Interrupted
         from gridrun.training.job import train_job
 
-        with contextlib.suppress(EOFError, OSError, Interrupted):
-            while not self.is_stopping:
-                self.connection.send(None)  # ready for a job
-                job = self.connection.recv()
-                if job is None:
-                    return
+        while (job := self.next_job()) is not None:
+            try:
                 train_job(job, self.report, lambda: self.is_stopping)
+            except Interrupted:
+                return
+            except OSError as error:  # a full disk, say: the parent decides
+                sys.stderr.write(f"a worker stops: {error}\n")
+                sys.exit(1)
+
+    def next_job(self) -> Any:
+        """Ask the parent for a job; None if there is none, or no parent."""
+        if self.is_stopping:
+            return None
+        try:
+            self.connection.send(None)
+            return self.connection.recv()
+        except (EOFError, OSError):
+            return None
 
 
 def main() -> None:

@@ -140,9 +140,6 @@ class LiveRun:
     ) -> None:
         """Record how the attempt ended."""
         self.state = state
-        self.log(
-            f"{state.value} after epoch {self.epoch}{f': {error}' if error else ''}"
-        )
         attempts = self.folder.read()["attempts"]
         attempts[-1] |= {
             "ended": now(),
@@ -159,6 +156,8 @@ class LiveRun:
                 for name, value in (test or {}).items()
             },
         )
+        reason = f": {error}" if error else ""
+        self.log(f"{state.value} after epoch {self.epoch}{reason}")
         self.claim.release()
 
     def log(self, text: str) -> None:

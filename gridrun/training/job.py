@@ -125,7 +125,8 @@ def opened_data(
     """The data of a cohort; kept for the next cohort if that uses the same."""
     from gridrun.planner import data_key
 
-    name = f"{data_key(hyps)}:{device}"
+    hashes = {path: file_hash(path) for path in trainer_class.inspect_data(hyps).files}
+    name = f"{data_key(hyps)}:{device}:{hashes}"
     if name not in _opened:
         _opened.clear()
         _opened[name] = trainer_class.open_data(hyps, device)

@@ -663,3 +663,14 @@ def test_data_root_comes_from_key_environment_or_home(
     monkeypatch.setenv("GRIDRUN_DATA", str(tmp_path / "env"))
     assert data_root(None) == (str(tmp_path / "env"), "GRIDRUN_DATA")
     assert data_root("/given") == ("/given", "data_root")
+
+
+def test_contradictions_are_told_beside_wrong_types() -> None:
+    """A wrong type in one key does not hide what is wrong with others."""
+    problems = problems_of(IMAGES, lr="x", monitor="foo", workers=0)
+    assert set(problems) == {"lr", "monitor", "workers"}
+
+
+def test_what_hangs_on_a_wrong_key_is_not_told() -> None:
+    """Kernel sizes are not measured against channels that cannot be read."""
+    assert set(problems_of(RETINA, chans="x", ksizes=[3] * 7)) == {"chans"}

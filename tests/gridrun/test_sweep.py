@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from gridrun.errors import ConfigError, StoreError
@@ -226,6 +227,31 @@ def test_changed_data_are_noticed(
     serial(tmp_path, data_root=str(tmp_path))
     assert "has other content" in caplog.text
     assert states(tmp_path) == [RunState.DONE]
+
+
+def test_data_that_changed_between_sweeps_are_read_anew(tmp_path: Path) -> None:
+    """One process trains on a file's present content, not on what it had opened."""
+    source = Path(str(BASE["data_root"])) / "digits" / "images.h5"
+    (tmp_path / "digits").mkdir()
+    copy = tmp_path / "digits" / "images.h5"
+    copy.write_bytes(source.read_bytes())
+    losses = []
+    for name in "ab":
+        serial(tmp_path, exp_name=name, data_root=str(tmp_path))
+        ((_, folder),) = SweepFolder(tmp_path / name).runs()
+        losses.append(folder.read_metrics()[0]["val_loss"])
+        with h5py.File(copy, "r+") as file:
+            file["train/labels"][:] = file["train/labels"][:][::-1]
+    assert losses[0] != losses[1]
+
+
+def test_a_run_that_cannot_write_its_log_fails_once(tmp_path: Path) -> None:
+    """A file that cannot be written ends the run; nothing is tried for ever."""
+    (run,) = settled(tmp_path).runs
+    run.folder.log.mkdir()
+    serial(tmp_path)
+    assert states(tmp_path) == [RunState.FAILED]
+    assert len(run.folder.read()["attempts"]) == 1
 
 
 def test_a_renamed_sweep_is_still_read(tmp_path: Path) -> None:

@@ -575,6 +575,7 @@ def test_the_environment_gives_the_data_root(
 
 # --- what the reference refuses beyond --------------------------------------------
 
+GREY = np.arange(135 * 64).reshape(135, 8, 8) % 251
 BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "time not increasing": (
         {"train/time": np.r_[0:60, 59, 61:135] * 0.01},
@@ -595,6 +596,26 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"centers": np.array([[3, 3], [3, 8], [3, 3]])},
         {"convgc": True},
         ["centers", "8"],
+    ),
+    "nan in the stimulus": (
+        {"train/stimulus": np.where(np.arange(135)[:, None, None] == 9, np.nan, GREY)},
+        {},
+        ["/train/stimulus", "64", "frame 9, row 0, column 0"],
+    ),
+    "not bytes": (
+        {"train/stimulus": GREY + 0.5},
+        {"stim_storage": "uint8"},
+        ["stim_storage", "/train/stimulus"],
+    ),
+    "centres of three numbers": (
+        {"centers": np.zeros((3, 3))},
+        {"convgc": True},
+        ["/centers", "(3, 3)"],
+    ),
+    "no cell": (
+        {RATE: np.zeros((0, 135))},
+        {},
+        [RATE, "no cell"],
     ),
     "count of nans": (
         {RATE: np.where(np.arange(135) > 100, np.nan, RATES)},
