@@ -72,6 +72,7 @@ class ProcessExecutor:
         self.devices = devices
         self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
+        self._is_stopping = False
         self._deaths: dict[Path, tuple[int | None, int]] = {}
 
     def run(
@@ -83,11 +84,11 @@ class ProcessExecutor:
         """Train all jobs; see `Executor`."""
         waiting = collections.deque(jobs)
         workers: dict[Connection[Any, Any], _Process] = {}
-        was_stopped = False
+        self._is_stopping = False
         try:
             while waiting or workers:
-                if should_stop() and not was_stopped:
-                    was_stopped = True
+                if should_stop() and not self._is_stopping:
+                    self._is_stopping = True
                     waiting.clear()
                     for worker in workers.values():
                         worker.process.terminate()
@@ -98,14 +99,12 @@ class ProcessExecutor:
                     worker = _Process(index, waiting[0].threads)
                     workers[worker.connection] = worker
                 self._listen(workers, waiting, report)
-                if was_stopped:
-                    waiting.clear()  # a worker that died meanwhile is not replaced
                 self._kill_hanging(workers)
         finally:
             for worker in workers.values():
                 worker.process.kill()
                 worker.process.wait()
-        if was_stopped:
+        if self._is_stopping:
             raise Stopped
 
     def _listen(
@@ -156,7 +155,7 @@ class ProcessExecutor:
         """Take a dead worker's runs back: again, alone, or failed."""
         code = worker.process.wait()
         worker.connection.close()
-        if worker.job is None:
+        if worker.job is None or self._is_stopping:
             return
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "training_scripts"
 RETINA = ("hyperparams.json", "hyperranges.json", "n_repeats=2")
 IMAGES = ("images_hyperparams.json", "images_hyperranges.json", "n_repeats=2")
-NOT_COMPARED = {"save_root", "executor", "workers", "cohort_size"}
+NOT_COMPARED = {"save_root", "executor", "workers", "cohort_size", "max_attempts"}
 
 pytestmark = pytest.mark.e2e
 
@@ -246,7 +246,7 @@ def test_a_signal_stops_and_the_command_continues(
     tmp_path: Path, retina: Path, number: signal.Signals, code: int
 ) -> None:
     """A signal to the sweep gives its exit code, keeps epochs, leaves no worker."""
-    request = (*RETINA, "n_epochs=3", "--save-root", tmp_path)
+    request = (*RETINA, "n_epochs=3", "max_attempts=1", "--save-root", tmp_path)
     process = start(*request)
     wait_until(lambda: n_epochs_on_disk(tmp_path / "retina") >= 2, process)
     process.send_signal(number)
