@@ -25,20 +25,13 @@ import gridrun
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import write_tables
 from gridrun.config import Hyperparams, shown
+from gridrun.effects import Effects, check_data, check_effects, make_specs
 from gridrun.errors import ConfigError, StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
 from gridrun.planner import Job, plan_cohorts
 from gridrun.plugins import Library, reads
-from gridrun.request import (
-    Effects,
-    Point,
-    Request,
-    check_data,
-    check_effects,
-    make_specs,
-    read_request,
-)
+from gridrun.request import Point, Request, read_request
 from gridrun.run import RunSpec, RunState, identity
 from gridrun.store import (
     Claim,

@@ -16,6 +16,7 @@ WITHOUT_TORCH = (
     "gridrun",
     "gridrun.cli",
     "gridrun.config",
+    "gridrun.effects",
     "gridrun.grid",
     "gridrun.guard",
     "gridrun.planner",

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams
+from gridrun.effects import check_effects, make_specs
 from gridrun.planner import cohort_key
-from gridrun.request import check_effects, make_specs, read_request
+from gridrun.request import read_request
 from gridrun.run import RunState
 from gridrun.store import Claim, RunFolder
 from gridrun.training.cohort import Interrupted, LiveRun

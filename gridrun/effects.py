@@ -1,0 +1,224 @@
+"""What the models and the data say of a request: effects, fitting shapes, runs.
+
+The checks import torch; `make_specs` does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridrun.config import (
+    Hyperparams,
+    Problem,
+    data_root,
+    defaults_of,
+    raise_problems,
+    shown,
+)
+from gridrun.errors import ConfigError, DataError
+from gridrun.grid import axis_keys
+from gridrun.planner import data_key
+from gridrun.plugins import Library, reads
+from gridrun.request import Point, Request
+from gridrun.run import RunSpec, identity, make_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Effects:
+    """Which keys act at each grid point, and notices about those that do not."""
+
+    inactive: tuple[frozenset[str], ...]
+    notices: tuple[str, ...]
+
+
+def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
+    """Refuse axes without effect, equal grid points, and unknown optimizers.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    from gridrun.training.schedules import check_names as check_optimizers
+
+    problems: list[Problem] = []
+    reasons = [
+        point.hyps.inactive(reads(request.library.model(point.hyps.model_type)))
+        for point in grid_points
+    ]
+    for swept in axis_keys(request.grids):
+        outer = swept.partition(".")[0]
+        if all(outer in one for one in reasons):
+            text = f"has no effect: {reasons[0][outer]}"
+            problems.append(Problem(request.sources["ranges"], swept, text))
+    if not problems:
+        problems += _equal_points(request, grid_points, reasons)
+    checked: set[str] = set()
+    for point in grid_points:
+        hyps = point.hyps
+        settings = repr(
+            (
+                hyps.optimizer,
+                hyps.optimizer_args,
+                hyps.scheduler,
+                hyps.scheduler_args,
+                hyps.l2 > 0,
+                hyps.monitor,
+            )
+        )
+        if settings not in checked:
+            checked.add(settings)
+            problems += [
+                Problem(request.source_of(key), key, text)
+                for key, text in check_optimizers(hyps)
+            ]
+    raise_problems(problems)
+    return Effects(
+        tuple(frozenset(one) for one in reasons),
+        tuple(_notices(request, grid_points, reasons)),
+    )
+
+
+def _equal_points(
+    request: Request,
+    grid_points: Sequence[Point],
+    reasons: Sequence[Mapping[str, str]],
+) -> Iterable[Problem]:
+    seen: dict[str, tuple[Point, Mapping[str, str]]] = {}
+    for point, inactive in zip(grid_points, reasons, strict=True):
+        name = identity(point.hyps, inactive)
+        if name not in seen:
+            seen[name] = (point, inactive)
+            continue
+        other = seen[name][0]
+        differing = [
+            key for key, value in point.axes.items() if other.axes.get(key) != value
+        ]
+        why = [
+            f"{key} ({inactive[key.partition('.')[0]]})"
+            for key in differing
+            if key.partition(".")[0] in inactive
+        ]
+        hint = (
+            f"; without effect: {', '.join(why)}. Link the keys instead" if why else ""
+        )
+        yield Problem(
+            request.sources["ranges"],
+            ", ".join(differing) or ", ".join(point.axes),
+            f"two grid points would train the same runs: {shown(dict(other.axes))} "
+            f"and {shown(dict(point.axes))}{hint}",
+        )
+        return
+
+
+def _notices(
+    request: Request,
+    grid_points: Sequence[Point],
+    reasons: Sequence[Mapping[str, str]],
+) -> Iterable[str]:
+    schema = request.library.schema
+    said = {told for point in grid_points for told in point.hyps.notices()}
+    for key, text in sorted(said):
+        yield f"{request.source_of(key)}: {key}: {text}"
+    if set(request.base) >= set(schema.model_fields):
+        return  # a run's own file holds every key
+    for key in request.base:
+        if not all(key in one for one in reasons):
+            continue
+        model_default = schema.model_defaults(grid_points[0].hyps.model_type)
+        usual = {**defaults_of(schema), **model_default}.get(key)
+        if request.base[key] != usual:
+            yield f"{request.source_of(key)}: {key} has no effect: {reasons[0][key]}"
+
+
+def check_data(request: Request, grid_points: Sequence[Point]) -> None:
+    """Check the data against every grid point, and that the models can be built.
+
+    Raises:
+        DataError, ConfigError: With every problem.
+    """
+    import torch
+
+    from gridrun.training.job import pick_device
+    from gridrun.training.trainer import build_model
+
+    trainer = request.library.load_trainer()
+    infos: dict[str, Any] = {}
+    data_problems: list[str] = []
+    model_problems: list[Problem] = []
+    built: set[str] = set()
+    for point in grid_points:
+        hyps = point.hyps
+        key = data_key(hyps)
+        if key not in infos:
+            try:
+                infos[key] = trainer.inspect_data(hyps)
+            except DataError as error:
+                infos[key] = None
+                data_problems += error.problems
+            pick_device(hyps.device)
+        if infos[key] is None:
+            continue
+        read = reads(request.library.model(hyps.model_type))
+        settings = repr([key, hyps.model_type, *(getattr(hyps, n, 0) for n in read)])
+        if settings in built:
+            continue
+        built.add(settings)
+        try:
+            with torch.device("meta"):
+                build_model(request.library, hyps, infos[key])
+        except ConfigError as error:
+            for text in error.problems:
+                name, _, message = text.partition(": ")
+                model_problems.append(Problem(request.source_of(name), name, message))
+    raise_problems(model_problems)
+    if data_problems:
+        raise DataError(list(dict.fromkeys(data_problems)))
+
+
+def make_specs(
+    request: Request,
+    grid_points: Sequence[Point],
+    effects: Effects,
+    base_seed: int,
+) -> list[RunSpec]:
+    """The runs in grid order, repeats innermost.
+
+    Args:
+        request: Names the ranges in errors.
+        grid_points: Checked grid points.
+        effects: Their inactive keys.
+        base_seed: Where a point gives no seed.
+
+    Raises:
+        ConfigError: If two runs are equal, seed included.
+    """
+    specs = []
+    for point, inactive in zip(grid_points, effects.inactive, strict=True):
+        hyps = _with_final_values(point.hyps, request.library)
+        seed = base_seed if hyps.seed is None else hyps.seed
+        for repeat in range(hyps.n_repeats):
+            specs.append(make_spec(hyps, point.axes, repeat, seed, inactive))
+    _refuse_equal_runs(request, specs)
+    return specs
+
+
+def _with_final_values(hyps: Hyperparams, library: Library) -> Hyperparams:
+    root, _ = data_root(hyps.data_root)
+    save = hyps.save_root if hyps.save_root is not None else str(Path.cwd())
+    final = {"data_root": root, "save_root": save, "library": library.name}
+    return hyps.model_copy(update=final)
+
+
+def _refuse_equal_runs(request: Request, specs: Sequence[RunSpec]) -> None:
+    seen: dict[str, RunSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.identity, spec)
+        if other is not spec:
+            raise ConfigError(
+                f"{request.sources['ranges']}: seed: seeds overlap: repeat "
+                f"{other.repeat} of {shown(dict(other.axes))} and repeat {spec.repeat} "
+                f"of {shown(dict(spec.axes))} both have seed {spec.hyps.seed}; keep "
+                "seeds n_repeats apart"
+            )
