@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from gridrun.errors import ConfigError, GridrunError, StoreError, SweepStopped
 
 if TYPE_CHECKING:
     from gridrun.analysis.tables import Row, RunSummary
+    from gridrun.plugins import Library
     from gridrun.sweep import Plan
 
 MAX_ROWS = 60
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("library")
     command.set_defaults(function=show_schema)
     command = commands.add_parser("models", help="models and the keys that each uses")
+    command.add_argument("--units", type=int, default=10, help="cells or classes (10)")
     command.set_defaults(function=show_models)
     _add_data(commands)
     return parser
@@ -194,7 +197,7 @@ def dry_run(plan: Plan) -> int:
     from gridrun.analysis import tables
     from gridrun.sweep import number_runs
 
-    for notice in plan.effects.notices:
+    for notice in plan.notices:
         print(notice)
     numbering = number_runs(plan)
     rows = [
@@ -426,19 +429,50 @@ def show_schema(given: argparse.Namespace) -> int:
 
 def show_models(given: argparse.Namespace) -> int:
     """`gridrun models`."""
-    import inspect
     import textwrap
 
     from gridrun.plugins import libraries, reads
 
     for library in libraries().values():
+        print(f"{library.name} (parameters: default keys, {given.units} units)\n")
         for name in library.model_names:
             model = library.model(name)
-            summary = (inspect.getdoc(model) or "").partition("\n")[0]
+            summary, source = _documented(model)
             keys = sorted(reads(model) & set(library.schema.model_fields))
-            print(f"{library.name}: {name}: {summary}")
-            print(textwrap.fill(", ".join(keys), 84, initial_indent="    uses: "))
+            lines = {"": summary, "source: ": source, "uses: ": ", ".join(keys)}
+            print(f"  {name}, {_default_size(library, name, given.units)}")
+            for label, text in lines.items():
+                if text:
+                    indent = " " * 6
+                    print(
+                        textwrap.fill(
+                            label + text,
+                            88,
+                            initial_indent=indent,
+                            subsequent_indent=indent + "  ",
+                        )
+                    )
+            print()
     return 0
+
+
+def _documented(model: type[Any]) -> tuple[str, str]:
+    """A class's summary, and the source that its docstring names."""
+    import inspect
+
+    text = inspect.getdoc(model) or ""
+    found = re.search(r"Source: (.*?)(?:\n\n|$)", text, re.DOTALL)
+    source = " ".join(found.group(1).split()) if found else ""
+    return text.partition("\n")[0], source
+
+
+def _default_size(library: Library, name: str, n_units: int) -> str:
+    from gridrun.training.trainer import default_model, n_parameters
+
+    try:
+        return f"{n_parameters(default_model(library, name, n_units)):,} parameters"
+    except (GridrunError, TypeError) as error:
+        return f"cannot be built from default keys: {error}"
 
 
 def _add_data(commands: Any) -> None:

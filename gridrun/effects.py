@@ -132,8 +132,11 @@ def _notices(
             yield f"{request.source_of(key)}: {key} has no effect: {reasons[0][key]}"
 
 
-def check_data(request: Request, grid_points: Sequence[Point]) -> None:
+def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...]:
     """Check the data against every grid point, and that the models can be built.
+
+    Returns:
+        Notices about them.
 
     Raises:
         DataError, ConfigError: With every problem.
@@ -148,6 +151,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> None:
     data_problems: list[str] = []
     model_problems: list[Problem] = []
     built: set[str] = set()
+    notices: dict[str, None] = {}
     for point in grid_points:
         hyps = point.hyps
         key = data_key(hyps)
@@ -168,6 +172,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> None:
         try:
             with torch.device("meta"):
                 build_model(request.library, hyps, infos[key])
+            notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:
                 name, _, message = text.partition(": ")
@@ -175,6 +180,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> None:
     raise_problems(model_problems)
     if data_problems:
         raise DataError(list(dict.fromkeys(data_problems)))
+    return tuple(notices)
 
 
 def make_specs(

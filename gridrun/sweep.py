@@ -60,12 +60,14 @@ class Plan:
         points: Its grid points.
         effects: Which keys act.
         folder: The sweep's.
+        notices: What the user should know before it starts.
     """
 
     request: Request
     points: Sequence[Point]
     effects: Effects
     folder: SweepFolder
+    notices: Sequence[str]
 
     @property
     def hyps(self) -> Hyperparams:
@@ -101,11 +103,11 @@ def plan_sweep(request: Request) -> Plan:
     """
     points = request.points()
     effects = check_effects(request, points)
-    check_data(request, points)
+    notices = [*effects.notices, *check_data(request, points)]
     hyps = points[0].hyps
     folder = SweepFolder(Path(hyps.save_root or ".").absolute() / hyps.exp_name)
     _refuse_other_folder(folder)
-    return Plan(request, points, effects, folder)
+    return Plan(request, points, effects, folder, notices)
 
 
 def _refuse_other_folder(folder: SweepFolder) -> None:
@@ -327,7 +329,7 @@ def execute(
         ConfigError: If half-trained runs may not continue; nothing is written then.
         SweepStopped: If a signal stopped it; what was finished is kept.
     """
-    for notice in plan.effects.notices:
+    for notice in plan.notices:
         logger.warning("%s", notice)
     changed = _changes(plan)
     if warning := refuse_changed(changed, on_change):

@@ -31,7 +31,7 @@ class ImageHyperparams(Hyperparams):
     )
     mid_dims: int | None = key(
         None,
-        "width of the hidden linear layers; null: 128 for SmallNet",
+        "width of the hidden linear layers; null: 128 for SmallNet, 4096 for AlexNet",
         group="model",
         ge=1,
     )
@@ -46,11 +46,10 @@ class ImageHyperparams(Hyperparams):
         1,
         "Shake-Shake branches per convolution; 1: none",
         group="model",
-        available=False,
         ge=1,
     )
     locrespnorm: bool = key(
-        False, "local response normalisation", group="model", available=False
+        False, "local response normalisation in AlexNet", group="model"
     )
     bnorm: bool = key(True, "batch normalisation after each convolution", group="model")
     bn_moment: float = key(
@@ -67,8 +66,8 @@ class ImageHyperparams(Hyperparams):
     )
     drop_ps: list[Probability] | None = key(
         None,
-        "dropout at each place: after each convolution, after the hidden linear "
-        "layer; null: 0",
+        "dropout at each place: SmallNet after each convolution and after the hidden "
+        "linear layer, AlexNet before each of its two; null: 0",
         group="model",
     )
     img_shape: list[PositiveInt] = key(
@@ -110,49 +109,52 @@ class ImageHyperparams(Hyperparams):
             yield "augment", "an augmentation stands twice"
         if self.batch_size == 1 and self.bnorm:
             yield "batch_size", "1 with bnorm true; use at least 2"
-        if self.model_type != "SmallNet":
-            return
-        n_layers = len(self.chans)
-        if not n_layers:
+        if self.model_type == "SmallNet" and not self.chans:
             yield "chans", "SmallNet needs at least one convolution"
-        places = {"ksizes": n_layers, "paddings": n_layers, "strides": n_layers}
-        places["drop_ps"] = n_layers + 1
-        for name, expected in places.items():
+        for name, expected in self._places().items():
             given = getattr(self, name)
             if given is not None and len(given) != expected:
+                subject = self.model_type
+                if subject == "SmallNet":
+                    subject = f"chans {shown(self.chans)}"
                 yield (
                     name,
-                    f"expected {expected} values for chans {shown(self.chans)}, "
-                    f"got {len(given)}",
+                    f"expected {expected} values for {subject}, got {len(given)}",
                 )
+
+    def _places(self) -> dict[str, int]:
+        """Lengths of the lists that the model reads."""
+        if self.model_type == "AlexNet":
+            return {"drop_ps": 2}
+        if self.model_type != "SmallNet":
+            return {}
+        n = len(self.chans)
+        return {"ksizes": n, "paddings": n, "strides": n, "drop_ps": n + 1}
 
     def resolved(self) -> dict[str, object]:
         """Lists and widths whose null means a fixed value."""
-        values = super().resolved()
-        if self.model_type == "SmallNet":
-            n_layers = len(self.chans)
-            fixed = {
-                "paddings": [0] * n_layers,
-                "strides": [1] * n_layers,
-                "drop_ps": [0.0] * (n_layers + 1),
-                "mid_dims": 128,
-            }
-            values |= {
-                name: value
-                for name, value in fixed.items()
-                if getattr(self, name) is None
-            }
-        return values
+        nulls = {"paddings": 0, "strides": 1, "drop_ps": 0.0}
+        widths = {"SmallNet": 128, "AlexNet": 4096}
+        values: dict[str, object] = {
+            name: [nulls[name]] * n
+            for name, n in self._places().items()
+            if name in nulls
+        }
+        if self.model_type in widths:
+            values["mid_dims"] = widths[self.model_type]
+        missing = {n: v for n, v in values.items() if getattr(self, n) is None}
+        return super().resolved() | missing
 
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:
         """Adds the conditions of the image keys."""
         reasons = super().inactive(reads)
+        conditions: dict[str, str] = {}
         if not self.bnorm:
-            reasons["bn_moment"] = "needs bnorm true"
-        if "ksizes" not in reads or all(side <= 3 for side in self.ksizes):
-            reasons["stackconvs"] = "needs a kernel larger than 3"
+            conditions["bn_moment"] = "needs bnorm true"
+        if "ksizes" in reads and all(side <= 3 for side in self.ksizes):
+            conditions["stackconvs"] = "needs a kernel larger than 3"
         if self.shuffle:
-            reasons["val_loc"] = "needs shuffle false; else the split is random"
+            conditions["val_loc"] = "needs shuffle false; else the split is random"
         else:
-            reasons["split_seed"] = "needs shuffle true; else the split is a block"
-        return reasons
+            conditions["split_seed"] = "needs shuffle true; else the split is a block"
+        return conditions | reasons

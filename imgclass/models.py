@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gridrun.errors import ConfigError
-from gridrun.nn import Dropout, LinearStackedConv2d, valid_map
+from gridrun.nn import Dropout, LinearStackedConv2d, ShakeShake, valid_map
 
 
 class _Conv(NamedTuple):
@@ -23,14 +23,28 @@ class _Conv(NamedTuple):
     padding: int = 1
 
 
+def _convolution(cin: int, conv: _Conv, stacked: bool, n_shakes: int) -> nn.Module:
+    """A convolution, or a stack, or a Shake-Shake mean of such."""
+
+    def make() -> nn.Module:
+        kind = LinearStackedConv2d if stacked and conv.ksize > 3 else nn.Conv2d
+        return kind(
+            cin, conv.chans, conv.ksize, stride=conv.stride, padding=conv.padding
+        )
+
+    return make() if n_shakes == 1 else ShakeShake(make, n_shakes)
+
+
 def _block(
-    cin: int, conv: _Conv, bnorm: bool, bn_moment: float, stacked: bool = False
+    cin: int,
+    conv: _Conv,
+    bnorm: bool,
+    bn_moment: float,
+    n_shakes: int,
+    stacked: bool = False,
 ) -> nn.Sequential:
     """conv → batch norm → ReLU."""
-    make = LinearStackedConv2d if stacked and conv.ksize > 3 else nn.Conv2d
-    layers: list[nn.Module] = [
-        make(cin, conv.chans, conv.ksize, stride=conv.stride, padding=conv.padding)
-    ]
+    layers = [_convolution(cin, conv, stacked, n_shakes)]
     if bnorm:
         layers.append(nn.BatchNorm2d(conv.chans, momentum=bn_moment))
     layers.append(nn.ReLU())
@@ -61,6 +75,7 @@ class _PlainNetwork(nn.Module):
         width: int | None,
         bnorm: bool,
         bn_moment: float,
+        n_shakes: int,
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
@@ -68,7 +83,7 @@ class _PlainNetwork(nn.Module):
         for i, conv in enumerate(convs):
             conv = conv._replace(chans=width or conv.chans)
             side = _checked_map(type(self).__name__, i, side, conv)
-            blocks.append(_block(cin, conv, bnorm, bn_moment))
+            blocks.append(_block(cin, conv, bnorm, bn_moment, n_shakes))
             cin = conv.chans
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -82,7 +97,9 @@ class _PlainNetwork(nn.Module):
 
 
 class Tiny10(_PlainNetwork):
-    """Tiny-10 of Kornblith et al. (2019), Table E.1.
+    """Tiny-10: eight small convolutions.
+
+    Source: Kornblith et al. 2019, ICML, Table E.1.
 
     Args:
         img_shape: (C, H, W); sides ≥ 9.
@@ -90,6 +107,7 @@ class Tiny10(_PlainNetwork):
         width: Channels of every convolution; None: 16 to 64 as published.
         bnorm: Batch norm after every convolution.
         bn_moment: Share of the batch in the running statistics.
+        n_shakes: Shake-Shake branches of every convolution.
     """
 
     def __init__(
@@ -99,14 +117,17 @@ class Tiny10(_PlainNetwork):
         width: int | None,
         bnorm: bool,
         bn_moment: float,
+        n_shakes: int,
     ) -> None:
         convs = [_Conv(16), _Conv(16), _Conv(32, stride=2), _Conv(32), _Conv(32)]
         convs += [_Conv(64, stride=2), _Conv(64, padding=0), _Conv(64, 1, padding=0)]
-        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment)
+        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment, n_shakes)
 
 
 class PlainN(_PlainNetwork):
-    """Plain-(8n+2) of Kornblith et al. (2019), Table E.2.
+    """Plain-(8n+2): 8n convolutions without short cuts.
+
+    Source: Kornblith et al. 2019, ICML, Table E.2.
 
     Args:
         img_shape: (C, H, W); sides ≥ 9.
@@ -115,6 +136,7 @@ class PlainN(_PlainNetwork):
         width: Channels of every convolution; None: 96 and 192 as published.
         bnorm: Batch norm after every convolution.
         bn_moment: Share of the batch in the running statistics.
+        n_shakes: Shake-Shake branches of every convolution.
     """
 
     def __init__(
@@ -125,13 +147,86 @@ class PlainN(_PlainNetwork):
         width: int | None,
         bnorm: bool,
         bn_moment: float,
+        n_shakes: int,
     ) -> None:
         n = plain_n
         convs = [_Conv(96)] * (3 * n - 1) + [_Conv(96, stride=2)]
         convs += [_Conv(192)] * (3 * n - 1) + [_Conv(192, stride=2)]
         convs += [_Conv(192)] * (n - 1) + [_Conv(192, padding=0)]
         convs += [_Conv(192, 1, padding=0)] * n
-        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment)
+        super().__init__(img_shape, n_units, convs, width, bnorm, bn_moment, n_shakes)
+
+
+class AlexNet(nn.Module):
+    """Five convolutions with pooling, two hidden linear layers, logits.
+
+    Source: Krizhevsky et al. 2012, NeurIPS 25; widths of Krizhevsky 2014,
+    arXiv:1404.5997, as in torchvision.
+
+    Args:
+        img_shape: (C, H, W); sides ≥ 7.
+        n_units: Number of classes.
+        mid_dims: Width of the hidden linear layers.
+        drop_ps: Dropout before each hidden linear layer.
+        stackconvs: Kernels larger than 3 as linear stacks of 3×3.
+        locrespnorm: Local response norm after the first two ReLUs.
+        bnorm: Batch norm after every convolution and hidden linear layer.
+        bn_moment: Share of the batch in the running statistics.
+        n_shakes: Shake-Shake branches of every convolution.
+
+    Raises:
+        ConfigError: If the image is too small.
+    """
+
+    POOLED = 6
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        mid_dims: int,
+        drop_ps: Sequence[float],
+        stackconvs: bool,
+        locrespnorm: bool,
+        bnorm: bool,
+        bn_moment: float,
+        n_shakes: int,
+    ) -> None:
+        super().__init__()
+        if len(drop_ps) != 2:
+            raise ConfigError(f"drop_ps: AlexNet has 2 places, got {len(drop_ps)}")
+        convs = [_Conv(64, 11, 4, 2), _Conv(192, 5, 1, 2)]
+        convs += [_Conv(384), _Conv(256), _Conv(256)]
+        layers: list[nn.Module] = []
+        cin, side = img_shape[0], (img_shape[1], img_shape[2])
+        for i, conv in enumerate(convs):
+            side = _checked_map("AlexNet", i, side, conv)
+            layers.append(_block(cin, conv, bnorm, bn_moment, n_shakes, stackconvs))
+            if locrespnorm and i < 2:
+                # the paper's alpha 1e-4; torch divides by the 5 channels
+                layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
+            if i in (0, 1, 4) and min(side) >= 3:
+                layers.append(nn.MaxPool2d(3, 2))
+                side = valid_map(side, 3, 2)
+            cin = conv.chans
+        self.blocks = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(self.POOLED)
+        n_features = cin * self.POOLED**2
+        hidden: list[nn.Module] = []
+        for drop_p in drop_ps:
+            hidden += [Dropout(drop_p), nn.Linear(n_features, mid_dims)]
+            if bnorm:
+                hidden.append(nn.BatchNorm1d(mid_dims, momentum=bn_moment))
+            hidden.append(nn.ReLU())
+            n_features = mid_dims
+        self.hidden = nn.Sequential(*hidden)
+        self.logits = nn.Linear(n_features, n_units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, U) of images x (B, C, H, W)."""
+        features = self.pool(self.blocks(x)).flatten(1)
+        logits: Tensor = self.logits(self.hidden(features))
+        return logits
 
 
 class SmallNet(nn.Module):
@@ -149,6 +244,7 @@ class SmallNet(nn.Module):
         stackconvs: Kernels larger than 3 as linear stacks of 3×3.
         bnorm: Batch norm after every convolution.
         bn_moment: Share of the batch in the running statistics.
+        n_shakes: Shake-Shake branches of every convolution.
 
     Raises:
         ConfigError: If a kernel does not fit its map.
@@ -167,6 +263,7 @@ class SmallNet(nn.Module):
         stackconvs: bool,
         bnorm: bool,
         bn_moment: float,
+        n_shakes: int,
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
@@ -175,7 +272,7 @@ class SmallNet(nn.Module):
         for i, (*sizes, drop_p) in enumerate(layers):
             conv = _Conv(*sizes)
             side = _checked_map("SmallNet", i, side, conv)
-            block = _block(cin, conv, bnorm, bn_moment, stackconvs)
+            block = _block(cin, conv, bnorm, bn_moment, n_shakes, stackconvs)
             blocks += [block, Dropout(drop_p)]
             cin = conv.chans
         self.blocks = nn.Sequential(*blocks)

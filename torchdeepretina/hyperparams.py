@@ -11,6 +11,9 @@ from gridrun.config import Hyperparams, key, shown
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+TWO_HIDDEN = ("BNCNN", "LinearStackedBNCNN", "McIntosh2016")
+ANY_HIDDEN = ("VaryModel", "RetinotopicModel")
+NO_BNORM = ("LN", "McIntosh2016")
 ResponseType = Literal[
     "firing_rate_5ms", "firing_rate_10ms", "firing_rate_20ms", "binned"
 ]
@@ -27,13 +30,14 @@ class RetinaHyperparams(Hyperparams):
     )
     chans: list[PositiveInt] = key(
         [8, 8],
-        "channels of the hidden convolutions, ganglion layer excluded",
+        "channels of the hidden convolutions, ganglion layer excluded; default "
+        "[16, 8] for McIntosh2016",
         group="model",
     )
     ksizes: list[PositiveInt] = key(
         [15, 11, 11],
         "kernel side per layer; the last is the ganglion kernel, read only with "
-        "convgc, else optional",
+        "convgc or by RetinotopicModel, else optional",
         group="model",
     )
     bnorm: bool = key(
@@ -63,7 +67,8 @@ class RetinaHyperparams(Hyperparams):
     )
     stackconvs: bool = key(
         False,
-        "hidden convolutions as linear stacks of 3×3; default true for VaryModel",
+        "hidden convolutions as linear stacks of 3×3; default true for VaryModel, "
+        "RetinotopicModel and LinearStackedBNCNN",
         group="model",
     )
     drop_p: float = key(
@@ -82,11 +87,11 @@ class RetinaHyperparams(Hyperparams):
         False,
         "one-hot weights uniform in (0, 1), else 1/(H·W)",
         group="model",
-        available=False,
     )
     noise: float = key(
         0.05,
-        "standard deviation of the Gaussian noise before each hidden ReLU, in training",
+        "standard deviation of the Gaussian noise before each hidden ReLU, in "
+        "training; default 0.1 for McIntosh2016",
         group="model",
         ge=0,
     )
@@ -205,27 +210,28 @@ class RetinaHyperparams(Hyperparams):
 
     @classmethod
     def model_defaults(cls, model_type: str) -> Mapping[str, object]:
-        """VaryModel's convolutions are stacked unless told otherwise."""
-        return {"stackconvs": True} if model_type == "VaryModel" else {}
+        """As published, or as the model's name says."""
+        if model_type == "McIntosh2016":
+            return {"chans": [16, 8], "ksizes": [15, 9], "noise": 0.1}
+        stacked = ("VaryModel", "RetinotopicModel", "LinearStackedBNCNN")
+        return {"stackconvs": True} if model_type in stacked else {}
+
+    @property
+    def has_ganglion_kernel(self) -> bool:
+        """Whether the ganglion layer is a convolution."""
+        return self.model_type == "RetinotopicModel" or (
+            self.convgc and self.model_type not in ("LN", "McIntosh2016")
+        )
+
+    @property
+    def has_bnorm(self) -> bool:
+        """Whether the model has batch norm."""
+        return self.bnorm and self.model_type not in NO_BNORM
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Contradictions between retina keys."""
         yield from super().problems()
-        n_layers = len(self.chans) + 1
-        if self.n_layers is not None and self.n_layers != n_layers:
-            yield (
-                "n_layers",
-                f"{self.n_layers} layers need {self.n_layers - 1} values in chans, "
-                f"which has {len(self.chans)}; leave n_layers out or match them",
-            )
-        needed = n_layers if self.convgc else n_layers - 1
-        if len(self.ksizes) not in {needed, n_layers}:
-            yield (
-                "ksizes",
-                f"expected {needed if self.convgc else f'{needed} or {n_layers}'} "
-                f"kernel sizes for chans {shown(self.chans)}, "
-                f"got {len(self.ksizes)}",
-            )
+        yield from self._layer_problems()
         if isinstance(self.cells, list):
             if not self.cells:
                 yield "cells", 'an empty list; name cells or use "all"'
@@ -233,7 +239,7 @@ class RetinaHyperparams(Hyperparams):
                 yield "cells", "a cell stands twice"
         if (
             self.lossfxn == "PoissonNLLLoss"
-            and not self.softplus
+            and not self._is_rectified
             and not self.log_poisson
         ):
             yield (
@@ -241,49 +247,84 @@ class RetinaHyperparams(Hyperparams):
                 "false makes rates negative, which PoissonNLLLoss cannot take; "
                 "set log_poisson true or softplus true",
             )
-        if self.batch_size == 1 and self.bnorm:
+        if self.batch_size == 1 and self.has_bnorm:
             yield "batch_size", "1 with bnorm true; use at least 2"
+
+    def _layer_problems(self) -> Iterable[tuple[str, str]]:
+        """What the numbers of layers, channels and kernels say of each other.
+
+        Models of others' making say it themselves, when they are built.
+        """
+        name = self.model_type
+        n_hidden = len(self.chans)
+        if name in TWO_HIDDEN and n_hidden != 2:
+            yield "chans", f"{name} has two hidden layers, got {shown(self.chans)}"
+        if name in ANY_HIDDEN and self.n_layers not in (None, n_hidden + 1):
+            yield (
+                "n_layers",
+                f"{self.n_layers} layers need {(self.n_layers or 0) - 1} values in "
+                f"chans, which has {n_hidden}; leave n_layers out or match them",
+            )
+        if name in TWO_HIDDEN + ANY_HIDDEN:
+            needed = n_hidden + self.has_ganglion_kernel
+            if len(self.ksizes) not in {needed, n_hidden + 1}:
+                several = f"{needed} or {n_hidden + 1}"
+                yield (
+                    "ksizes",
+                    f"expected {needed if self.has_ganglion_kernel else several} "
+                    f"kernel sizes for chans {shown(self.chans)}, "
+                    f"got {len(self.ksizes)}",
+                )
+        if name == "LinearStackedBNCNN" and not self.stackconvs:
+            yield "stackconvs", "false for LinearStackedBNCNN; BNCNN is its plain form"
+
+    @property
+    def _is_rectified(self) -> bool:
+        """Whether z is never negative."""
+        return self.softplus or self.model_type == "McIntosh2016"
 
     def notices(self) -> Iterable[tuple[str, str]]:
         """A softplus inside an exponential keeps rates above 1."""
-        if self.lossfxn == "PoissonNLLLoss" and self.softplus and self.log_poisson:
+        if self.lossfxn == "PoissonNLLLoss" and self._is_rectified and self.log_poisson:
             yield "log_poisson", "true with softplus true: no rate falls below 1"
 
     def resolved(self) -> dict[str, object]:
         """n_layers and gc_bias follow from chans and bnorm."""
-        gc_bias = self.gc_bias if self.gc_bias is not None else not self.bnorm
-        return super().resolved() | {
-            "n_layers": len(self.chans) + 1,
-            "gc_bias": gc_bias,
-        }
+        values = super().resolved()
+        if self.n_layers is None:
+            values["n_layers"] = len(self.chans) + 1
+        if self.gc_bias is None:
+            values["gc_bias"] = not self.has_bnorm
+        return values
 
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:
         """Adds the conditions of the retina keys."""
         reasons = super().inactive(reads)
-        reasons["split_seed"] = "a recording is split in time, not at random"
+        conditions = {"split_seed": "a recording is split in time, not at random"}
         if not self.chans:
             for name in ("bnorm_d", "bias", "noise"):
-                reasons[name] = "needs a hidden layer (chans)"
+                conditions[name] = "needs a hidden layer (chans)"
         if not self.bnorm:
             for name in ("bnorm_d", "bn_moment"):
-                reasons[name] = "needs bnorm true"
+                conditions[name] = "needs bnorm true"
         if all(side <= 3 for side in self.ksizes[: len(self.chans)]):
-            reasons["stackconvs"] = "needs a hidden kernel larger than 3"
-        if not self.stackconvs or "stackconvs" in reasons:
-            reasons["drop_p"] = "needs stackconvs true and a hidden kernel above 3"
+            conditions["stackconvs"] = "needs a hidden kernel larger than 3"
+        if not self.stackconvs or "stackconvs" in conditions:
+            conditions["drop_p"] = "needs stackconvs true and a hidden kernel above 3"
         if self.lossfxn != "PoissonNLLLoss":
-            reasons["log_poisson"] = "needs PoissonNLLLoss"
+            conditions["log_poisson"] = "needs PoissonNLLLoss"
         if self.train_loop != "retinotopic_loop":
             for name in ("semantic_scale", "semantic_l1"):
-                reasons[name] = "needs train_loop retinotopic_loop"
+                conditions[name] = "needs train_loop retinotopic_loop"
         if not self.prune:
             for name in PRUNING_KEYS:
-                reasons[name] = "needs prune true"
-        return reasons
+                conditions[name] = "needs prune true"
+        return conditions | reasons
 
     def identity_value(self, name: str) -> Any:
         """The ganglion kernel of a dense model is not read."""
-        if name == "ksizes" and not self.convgc:
+        is_known = self.model_type in TWO_HIDDEN + ANY_HIDDEN
+        if name == "ksizes" and is_known and not self.has_ganglion_kernel:
             return self.ksizes[: len(self.chans)]
         return super().identity_value(name)
 

@@ -6,118 +6,137 @@ which `link` makes rates. Hidden blocks are `layers.0`, `layers.1`, ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridrun.errors import ConfigError
 from gridrun.nn import (
     AbsBatchNorm1d,
     AbsBatchNorm2d,
-    FlatBatchNorm,
-    GaussianNoise,
     GrabUnits,
-    LinearStackedConv2d,
-    valid_map,
+    OneHot,
+    ParametricSoftplus,
+)
+from torchdeepretina.blocks import (
+    NORM_EPS,
+    HiddenLayers,
+    Norms,
+    RetinaModel,
+    check_n_hidden,
+    check_n_layers,
+    flat_linear,
+    ganglion_map,
+    grab_units,
 )
 
-NORM_EPS = 1e-3
 
+class _GanglionModel(RetinaModel):
+    """Hidden blocks and a ganglion layer, dense or read from a map.
 
-class _RetinaModel(nn.Module):
-    """The output rule of all retina models.
-
-    Args:
-        n_units: Number of cells U.
-        softplus: Whether z = softplus(raw).
-        output_scale: `std`: rates are multiplied by the buffer of the same name.
-        lossfxn: Name of the loss.
-        log_poisson: Whether z is a log rate; with PoissonNLLLoss only.
+    Args: as of `VaryModel`, without n_layers.
     """
 
-    output_scale: Tensor
+    n_hidden: ClassVar[int | None] = None
+    must_stack: ClassVar[bool] = False
+    norms: ClassVar[Norms] = (AbsBatchNorm1d, AbsBatchNorm2d)
+    grab: GrabUnits | None
 
     def __init__(
         self,
+        img_shape: Sequence[int],
         n_units: int,
+        chans: Sequence[int],
+        ksizes: Sequence[int],
+        bnorm: bool,
+        bnorm_d: int,
+        bn_moment: float,
+        bias: bool,
+        gc_bias: bool,
         softplus: bool,
         output_scale: str,
+        noise: float,
+        stackconvs: bool,
+        drop_p: float,
+        convgc: bool,
         lossfxn: str,
         log_poisson: bool,
+        centers: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__()
-        self.softplus = softplus
-        self.scales_output = output_scale == "std"
-        self.is_log_rate = lossfxn == "PoissonNLLLoss" and log_poisson
-        self.register_buffer("output_scale", torch.ones(n_units))
-
-    def activation(self, raw: Tensor) -> Tensor:
-        """The model's z of its last linear map."""
-        return F.softplus(raw) if self.softplus else raw
-
-    def scaled(self, z: Tensor) -> Tensor:
-        """What the loss is computed on: rates, or log rates; (B, U)."""
-        if self.is_log_rate:
-            return z + self.output_scale.log()
-        return z * self.output_scale
-
-    def link(self, z: Tensor) -> Tensor:
-        """Rates in the unit of the targets, (B, U)."""
-        scaled = self.scaled(z)
-        return scaled.exp() if self.is_log_rate else scaled
-
-
-class _HiddenBlock(nn.Module):
-    """conv → batch norm → noise → ReLU."""
-
-    def __init__(self, conv: nn.Module, norm: nn.Module | None, noise: float) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = norm if norm is not None else nn.Identity()
-        self.noise = GaussianNoise(noise)
+        super().__init__(n_units, softplus, output_scale, lossfxn, log_poisson)
+        check_n_hidden(self, self.n_hidden, chans)
+        if self.must_stack and not stackconvs:
+            name = type(self).__name__
+            raise ConfigError(f"stackconvs: {name} is stacked; BNCNN is not")
+        self.layers = HiddenLayers(
+            img_shape,
+            chans,
+            ksizes,
+            bias,
+            noise,
+            bnorm,
+            bnorm_d,
+            bn_moment,
+            stackconvs,
+            drop_p,
+            self.norms,
+        )
+        shape = self.layers.map_shape
+        self.ganglion: nn.Module
+        if convgc:
+            self.ganglion, _ = ganglion_map(shape, n_units, ksizes, len(chans), gc_bias)
+            self.grab = grab_units(centers, ksizes, img_shape)
+        else:
+            self.ganglion = flat_linear(shape, n_units, gc_bias)
+            self.grab = None
+        self.norm: nn.Module = (
+            self.norms[0](n_units, NORM_EPS, bn_moment) if bnorm else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.noise(self.norm(self.conv(x)))
-        return y.relu()
+        """Return z (B, U) for windows x (B, C, H, W)."""
+        raw = self.ganglion(self.layers(x))
+        if self.grab is not None:
+            raw = self.grab(raw)
+        return self.activation(self.norm(raw))
+
+    def tiled_forward(self, x: Tensor) -> Tensor:
+        """z of every unit at every position, (B, U, H', W'); needs convgc."""
+        if self.grab is None:
+            return super().tiled_forward(x)
+        raw: Tensor = self.ganglion(self.layers(x))
+        return self.activation(self.norm(raw.flatten(2)).view_as(raw))
 
 
-def _hidden_blocks(
-    img_shape: Sequence[int],
-    chans: Sequence[int],
-    ksizes: Sequence[int],
-    conv: Callable[[int, int, int], nn.Module],
-    norm: Callable[[int, int, int], nn.Module | None],
-    noise: float,
-) -> tuple[nn.ModuleList, tuple[int, int, int]]:
-    """The hidden layers and the shape of the last map."""
-    shape = (img_shape[0], img_shape[1], img_shape[2])
-    blocks = nn.ModuleList()
-    for i, (n_chans, ksize) in enumerate(zip(chans, ksizes, strict=False)):
-        height, width = _checked_map(f"layers.{i}", shape, ksize)
-        block = _HiddenBlock(
-            conv(shape[0], n_chans, ksize), norm(n_chans, height, width), noise
-        )
-        blocks.append(block)
-        shape = (n_chans, height, width)
-    return blocks, shape
+class BNCNN(_GanglionModel):
+    """Two hidden layers and a ganglion layer, with ordinary batch norm.
+
+    Source: Maheswaranathan et al. 2023, Neuron 111 (17); its `bn_cnn`.
+
+    Args: as of `VaryModel`, without n_layers; two `chans`.
+    """
+
+    n_hidden = 2
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def _checked_map(
-    layer: str, shape: tuple[int, int, int], ksize: int
-) -> tuple[int, int]:
-    height, width = valid_map(shape[1:], ksize)
-    if min(height, width) < 1:
-        raise ConfigError(
-            f"ksizes: {layer} has a kernel of {ksize}×{ksize} on a map of "
-            f"{shape[1]}×{shape[2]}; use smaller kernels or fewer layers"
-        )
-    return height, width
+class LinearStackedBNCNN(_GanglionModel):
+    """BNCNN with stacked convolutions and norms whose scale keeps its sign.
+
+    Source: Maheswaranathan et al. 2023, Neuron 111 (17).
+
+    Args: as of `VaryModel`, without n_layers; two `chans`, `stackconvs` true.
+    """
+
+    n_hidden = 2
+    must_stack = True
 
 
-class VaryModel(_RetinaModel):
-    """Convolutional model with any number of layers (stacked convolutions).
+class VaryModel(_GanglionModel):
+    """Hidden layers of any number and a ganglion layer; stacked unless told otherwise.
+
+    Source: Maheswaranathan et al. 2023, Neuron 111 (17).
 
     Args:
         img_shape: (C, H, W) of one sample.
@@ -131,7 +150,7 @@ class VaryModel(_RetinaModel):
         bias: Biases of the hidden convolutions.
         gc_bias: Bias of the ganglion layer.
         softplus: Softplus on the output.
-        output_scale: See `_RetinaModel`.
+        output_scale: `std`: rates are multiplied by the buffer of that name.
         noise: Standard deviation before each hidden ReLU, in training.
         stackconvs: Hidden convolutions as linear stacks of 3×3.
         drop_p: Dropout inside the stacks.
@@ -166,61 +185,158 @@ class VaryModel(_RetinaModel):
         log_poisson: bool,
         centers: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__(n_units, softplus, output_scale, lossfxn, log_poisson)
-        if n_layers != len(chans) + 1:
-            raise ConfigError(
-                f"n_layers: {n_layers} for {len(chans)} hidden layers in chans"
-            )
-
-        def conv(cin: int, cout: int, ksize: int) -> nn.Module:
-            if stackconvs:
-                return LinearStackedConv2d(cin, cout, ksize, bias=bias, drop_p=drop_p)
-            return nn.Conv2d(cin, cout, ksize, bias=bias)
-
-        def norm(channels: int, height: int, width: int) -> nn.Module | None:
-            if not bnorm:
-                return None
-            if bnorm_d == 2:
-                return AbsBatchNorm2d(channels, NORM_EPS, bn_moment)
-            features = channels * height * width
-            return FlatBatchNorm(AbsBatchNorm1d(features, NORM_EPS, bn_moment))
-
-        self.layers, shape = _hidden_blocks(img_shape, chans, ksizes, conv, norm, noise)
-        if convgc:
-            _checked_map("the ganglion layer", shape, ksizes[n_layers - 1])
-            self.ganglion: nn.Module = _convolutional_ganglion(
-                shape[0], n_units, ksizes[:n_layers], gc_bias, centers, img_shape
-            )
-        else:
-            features = shape[0] * shape[1] * shape[2]
-            self.ganglion = nn.Sequential(
-                nn.Flatten(), nn.Linear(features, n_units, bias=gc_bias)
-            )
-        self.norm: nn.Module = (
-            AbsBatchNorm1d(n_units, NORM_EPS, bn_moment) if bnorm else nn.Identity()
+        check_n_layers(n_layers, chans)
+        super().__init__(
+            img_shape,
+            n_units,
+            chans,
+            ksizes,
+            bnorm,
+            bnorm_d,
+            bn_moment,
+            bias,
+            gc_bias,
+            softplus,
+            output_scale,
+            noise,
+            stackconvs,
+            drop_p,
+            convgc,
+            lossfxn,
+            log_poisson,
+            centers,
         )
+
+
+class RetinotopicModel(RetinaModel):
+    """Hidden layers as `VaryModel`, and a map of every cell, read by one-hot weights.
+
+    Source: Maheswaranathan et al. 2023, Neuron 111 (17), with the semantic loss of
+    Xu et al. 2018, ICML.
+
+    Args: as of `VaryModel`, without convgc and centers; the ganglion layer is a
+        convolution with the last of `ksizes`, whose softplus acts on the map; and
+        rand_onehot: One-hot weights start at random in (0, 1), else equal.
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        n_layers: int,
+        chans: Sequence[int],
+        ksizes: Sequence[int],
+        bnorm: bool,
+        bnorm_d: int,
+        bn_moment: float,
+        bias: bool,
+        gc_bias: bool,
+        softplus: bool,
+        output_scale: str,
+        noise: float,
+        stackconvs: bool,
+        drop_p: float,
+        rand_onehot: bool,
+        lossfxn: str,
+        log_poisson: bool,
+    ) -> None:
+        super().__init__(n_units, softplus, output_scale, lossfxn, log_poisson)
+        check_n_layers(n_layers, chans)
+        self.layers = HiddenLayers(
+            img_shape,
+            chans,
+            ksizes,
+            bias,
+            noise,
+            bnorm,
+            bnorm_d,
+            bn_moment,
+            stackconvs,
+            drop_p,
+        )
+        shape = self.layers.map_shape
+        self.ganglion, size = ganglion_map(shape, n_units, ksizes, len(chans), gc_bias)
+        self.norm: nn.Module = (
+            AbsBatchNorm2d(n_units, NORM_EPS, bn_moment) if bnorm else nn.Identity()
+        )
+        self.onehot = OneHot(n_units, *size, rand_onehot)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return z (B, U) for windows x (B, C, H, W)."""
-        for block in self.layers:
-            x = block(x)
-        return self.activation(self.norm(self.ganglion(x)))
+        z: Tensor = self.onehot(self.tiled_forward(x))
+        return z
+
+    def tiled_forward(self, x: Tensor) -> Tensor:
+        """z of every unit at every position, (B, U, H', W')."""
+        return self.activation(self.norm(self.ganglion(self.layers(x))))
 
 
-def _convolutional_ganglion(
-    cin: int,
-    n_units: int,
-    ksizes: Sequence[int],
-    bias: bool,
-    centers: Sequence[tuple[int, int]] | None,
-    img_shape: Sequence[int],
-) -> nn.Module:
-    if centers is None:
-        raise ConfigError(
-            "convgc: the data hold no centres of the cells; add /centers to the "
-            "recording or use convgc false"
-        )
-    return nn.Sequential(
-        nn.Conv2d(cin, n_units, ksizes[-1], bias=bias),
-        GrabUnits(centers, ksizes, img_shape),
-    )
+class LN(RetinaModel):
+    """Linear-nonlinear model: one linear filter for each cell, then softplus.
+
+    Source: Chichilnisky 2001, Network 12.
+
+    Args: as of `VaryModel`.
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        gc_bias: bool,
+        softplus: bool,
+        output_scale: str,
+        lossfxn: str,
+        log_poisson: bool,
+    ) -> None:
+        super().__init__(n_units, softplus, output_scale, lossfxn, log_poisson)
+        shape = (img_shape[0], img_shape[1], img_shape[2])
+        self.ganglion = flat_linear(shape, n_units, gc_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return z (B, U) for windows x (B, C, H, W)."""
+        return self.activation(self.ganglion(x))
+
+
+class McIntosh2016(RetinaModel):
+    """Two hidden layers, dense ganglion layer, parametric softplus; no batch norm.
+
+    Source: McIntosh et al. 2016, NeurIPS 29.
+
+    Args: as of `VaryModel`; two `chans`.
+    """
+
+    INIT_STD = 0.05
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        n_units: int,
+        chans: Sequence[int],
+        ksizes: Sequence[int],
+        bias: bool,
+        gc_bias: bool,
+        output_scale: str,
+        noise: float,
+        lossfxn: str,
+        log_poisson: bool,
+    ) -> None:
+        super().__init__(n_units, True, output_scale, lossfxn, log_poisson)
+        check_n_hidden(self, 2, chans)
+        self.layers = HiddenLayers(img_shape, chans, ksizes, bias, noise)
+        self.ganglion = flat_linear(self.layers.map_shape, n_units, gc_bias)
+        self.nonlinearity = ParametricSoftplus(n_units)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(module.weight, 0.0, self.INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def activation(self, raw: Tensor) -> Tensor:
+        """The parametric softplus of each cell."""
+        z: Tensor = self.nonlinearity(raw)
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return z (B, U) for windows x (B, C, H, W)."""
+        return self.activation(self.ganglion(self.layers(x)))

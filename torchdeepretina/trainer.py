@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, shown
+from gridrun.nn import central_place, field_side
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
@@ -31,6 +33,32 @@ class RetinaTrainer(Trainer):
     def inspect_data(hyps: Hyperparams) -> DataInfo:
         """Facts about the recording that the keys name."""
         return datas.inspect_data(cast(RetinaHyperparams, hyps))
+
+    @staticmethod
+    def notices(hyps: Hyperparams, info: DataInfo) -> Sequence[str]:
+        """Adds the cells at whose centre no unit of the map can look."""
+        assert isinstance(hyps, RetinaHyperparams)
+        if hyps.model_type == "RetinotopicModel" or not hyps.has_ganglion_kernel:
+            return info.notices
+        field = field_side(hyps.ksizes)
+        clipped = [
+            f"{cell} {tuple(center)}"
+            for cell, center in zip(
+                info.labels["cells"], info.centers or (), strict=True
+            )
+            if not all(
+                central_place(at, size, field)[1]
+                for at, size in zip(center, hyps.img_shape[1:], strict=True)
+            )
+        ]
+        if not clipped:
+            return info.notices
+        text = (
+            f"convgc: ksizes {shown(hyps.ksizes)}: no receptive field of "
+            f"{field}×{field} pixels is centred on cell {', '.join(clipped)}; the "
+            "nearest is read"
+        )
+        return [*info.notices, text]
 
     @staticmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:

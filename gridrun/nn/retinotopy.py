@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,26 @@ from torch import Tensor, nn
 
 from gridrun.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+
+def central_place(center: int, size: int, field: int) -> tuple[int, bool]:
+    """The output index whose receptive field is centred on a pixel.
+
+    Args:
+        center: Pixel along one axis, from 0.
+        size: Pixels of the image along it.
+        field: Side of the receptive field of the map's units.
+
+    Returns:
+        The index, or the nearest at the border; and whether it is exact.
+    """
+    exact = center - (field - 1) // 2
+    place = min(max(exact, 0), size - field)
+    return place, place == exact
+
+
+def field_side(ksizes: Sequence[int]) -> int:
+    """Side of the receptive field of valid, stride 1 convolutions."""
+    return 1 + sum(side - 1 for side in ksizes)
 
 
 class GrabUnits(nn.Module):
@@ -38,26 +56,21 @@ class GrabUnits(nn.Module):
         img_shape: Sequence[int],
     ) -> None:
         super().__init__()
-        field = 1 + sum(side - 1 for side in ksizes)
+        field = field_side(ksizes)
         places = []
         for unit, center in enumerate(centers):
-            place = []
             for at, size in zip(center, img_shape[1:], strict=True):
                 if not 0 <= at < size:
                     raise ConfigError(
                         f"centers: unit {unit} at {tuple(center)} lies outside the "
                         f"image of {img_shape[1]}×{img_shape[2]} pixels"
                     )
-                exact = at - (field - 1) // 2
-                place.append(min(max(exact, 0), size - field))
-                if place[-1] != exact:
-                    logger.info(
-                        "unit %d: no receptive field is centred on %s; the nearest "
-                        "is read",
-                        unit,
-                        tuple(center),
-                    )
-            places.append(place)
+            places.append(
+                [
+                    central_place(at, size, field)[0]
+                    for at, size in zip(center, img_shape[1:], strict=True)
+                ]
+            )
         rows, columns = torch.tensor(places, dtype=torch.long).T
         self.register_buffer("rows", rows.contiguous(), persistent=False)
         self.register_buffer("columns", columns.contiguous(), persistent=False)
@@ -66,3 +79,45 @@ class GrabUnits(nn.Module):
         """Read (B, U, H, W) at the units' places: (B, U)."""
         units = torch.arange(x.shape[1], device=x.device)
         return x[:, units, self.rows, self.columns]
+
+
+class OneHot(nn.Module):
+    """Each unit's mean over its map, by learned probabilities of the positions.
+
+    With the semantic loss they become one-hot: the unit's place.
+
+    Args:
+        n_units: Channels of the map.
+        height, width: Sides of the map.
+        rand_onehot: Weights uniform in (0, 1), else all equal.
+    """
+
+    def __init__(self, n_units: int, height: int, width: int, rand_onehot: bool):
+        super().__init__()
+        n_places = height * width
+        weight = torch.full((n_units, n_places), 1 / n_places)
+        self.weight = nn.Parameter(torch.rand_like(weight) if rand_onehot else weight)
+
+    def probabilities(self) -> Tensor:
+        """Probability of each position, (U, H·W); rows sum to 1."""
+        sizes = self.weight.abs() + 1e-7
+        return sizes / sizes.sum(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Means of (B, U, H, W) over positions: (B, U)."""
+        return (x.flatten(2) * self.probabilities()).sum(-1)
+
+
+def semantic_loss(probabilities: Tensor) -> Tensor:
+    """How far each row is from exactly one true position, summed over rows.
+
+    -ln Σ_i p_i Π_{j≠i} (1 - p_j). Xu et al. (2018), "A semantic loss function for
+    deep learning with symbolic knowledge".
+
+    Args:
+        probabilities: (U, L), in [0, 1].
+    """
+    p = probabilities.clamp(1e-12, 1 - 1e-6)
+    none_true = torch.log1p(-p)
+    log_odds = p.log() - none_true
+    return -(none_true.sum(1) + log_odds.logsumexp(1)).sum()

@@ -112,6 +112,15 @@ class LinearStackedConv2d(nn.Module):
         return whole
 
 
+def collapse_stacks(module: nn.Module) -> None:
+    """Replace every stack below a module, in place, by its one convolution."""
+    for name, child in module.named_children():
+        if isinstance(child, LinearStackedConv2d):
+            setattr(module, name, child.collapse())
+        else:
+            collapse_stacks(child)
+
+
 def compose_kernels(first: Tensor, second: Tensor) -> Tensor:
     """The kernel of two convolutions, one after the other.
 

@@ -41,6 +41,7 @@ class DataInfo:
         n_samples: Samples in train, val and test.
         files: The files that hold them.
         centers: Row and column of each cell, where known.
+        notices: What a user should know of the data.
     """
 
     n_units: int
@@ -48,6 +49,7 @@ class DataInfo:
     n_samples: Mapping[str, int]
     files: Sequence[str]
     centers: Sequence[tuple[int, int]] | None = None
+    notices: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, defaults_of
 from gridrun.plugins import Library, reads
 from gridrun.run import RunState
 from gridrun.training import checkpoint as checkpoints
@@ -87,6 +87,11 @@ class Trainer(abc.ABC):
         Raises:
             DataError: With every problem of the files.
         """
+
+    @staticmethod
+    def notices(hyps: Hyperparams, info: DataInfo) -> Sequence[str]:
+        """What a user should know of these data under these settings."""
+        return info.notices
 
     @staticmethod
     @abc.abstractmethod
@@ -300,6 +305,17 @@ def build_model(library: Library, hyps: Hyperparams, info: DataInfo) -> nn.Modul
     arguments = {name: available[name] for name in reads(kind) if name in available}
     model: nn.Module = kind(**arguments)
     return model
+
+
+def default_model(library: Library, name: str, n_units: int) -> nn.Module:
+    """A model under the default keys, without storage (on torch's meta device)."""
+    schema = library.schema
+    values: dict[str, Any] = {**defaults_of(schema), **schema.model_defaults(name)}
+    values["model_type"] = name
+    hyps = schema.model_construct(None, **values)
+    hyps = hyps.model_copy(update=hyps.resolved())
+    with torch.device("meta"):
+        return build_model(library, hyps, DataInfo(n_units, {}, {}, ()))
 
 
 def n_parameters(model: nn.Module) -> int:

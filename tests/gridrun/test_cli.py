@@ -408,12 +408,14 @@ def test_the_schema_of_an_unknown_library_is_refused(call: Call) -> None:
 
 
 def test_models_are_listed_with_their_keys(call: Call) -> None:
-    """What a model reads is what its constructor takes."""
-    code, out, _ = call("models")
-    lines = out.splitlines()
-    (at,) = (i for i, line in enumerate(lines) if line.startswith("imgclass: Tiny10: "))
+    """Parameter count, paper and keys: what a model's constructor takes."""
+    code, out, _ = call("models", "--units", "10")
+    entry = out[out.index("  Tiny10, ") :].partition("\n\n")[0]
     assert code == 0
-    assert lines[at + 1].split(": ")[1] == "bn_moment, bnorm, img_shape, width"
+    assert entry.startswith("  Tiny10, 86,778 parameters\n")
+    assert "source: Kornblith et al. 2019" in entry
+    assert entry.endswith("uses: bn_moment, bnorm, img_shape, n_shakes, width")
+    assert "  BNCNN, " in out
 
 
 def test_looking_needs_no_torch(sweep: Path, tmp_path: Path) -> None:

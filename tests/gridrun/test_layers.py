@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import numpy as np
@@ -295,14 +294,6 @@ def test_a_centre_outside_the_image_is_refused(center: tuple[int, int]) -> None:
     with pytest.raises(ConfigError) as caught:
         GrabUnits([(3, 3), center], [15], [40, 50, 50])
     assert all(text in str(caught.value) for text in ("unit 1", str(center), "50×50"))
-
-
-def test_a_clipped_centre_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Only units whose centre cannot be met are named in the log."""
-    with caplog.at_level(logging.INFO):
-        GrabUnits([(25, 25), (3, 25)], [15], [40, 50, 50])
-    assert "unit 1" in caplog.text
-    assert "unit 0" not in caplog.text
 
 
 def test_places_move_with_the_module_and_stay_out_of_the_state() -> None:

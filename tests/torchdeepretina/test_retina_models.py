@@ -118,7 +118,7 @@ def test_map_sizes(
     sides: list[tuple[int, ...]] = []
     watched = list(model.layers)
     if given.get("convgc"):
-        watched.append(model.ganglion[0])
+        watched.append(model.ganglion)
     for module in watched:
         module.register_forward_hook(lambda *args: sides.append(args[2].shape[2:]))
     model.eval()(torch.zeros(1, 40, 50, 50))
@@ -223,9 +223,10 @@ def test_the_ganglion_bias_follows_the_norm(
     small: Build, keys: dict[str, Any], has_bias: bool
 ) -> None:
     """gc_bias null is true exactly when no batch norm follows."""
-    for convgc, at in ((False, 1), (True, 0)):
-        ganglion = small(convgc=convgc, **keys).ganglion[at]
-        assert (ganglion.bias is not None) is has_bias
+    dense = small(convgc=False, **keys).ganglion[1]
+    convolutional = small(convgc=True, **keys).ganglion
+    assert (dense.bias is not None) is has_bias
+    assert (convolutional.bias is not None) is has_bias
 
 
 # --- the function -----------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_forward_agrees_with_scipy(small: Build, convgc: bool, bnorm_d: int) -> 
         maps = np.maximum(maps, 0)
     if convgc:
         places = [(1, 3), (3, 2)]  # RF 10: centres (5, 7), (7, 6) less 4
-        grid = correlate(maps, model.ganglion[0].weight.detach().numpy(), np.zeros(2))
+        grid = correlate(maps, model.ganglion.weight.detach().numpy(), np.zeros(2))
         raw = np.array([grid[u, r, c] for u, (r, c) in enumerate(places)])
     else:
         raw = model.ganglion[1].weight.detach().numpy() @ maps.ravel()
