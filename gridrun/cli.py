@@ -31,7 +31,8 @@ HIDDEN_COLUMNS = ("parameters", "engine", "folder", "seed")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(arguments)
     given, rest = parser.parse_known_args(arguments)
     if rest and (given.command != "run" or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -58,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The commands and their options; of `data` only those of the kind asked for."""
     parser = argparse.ArgumentParser(
         prog="gridrun", description="Hyperparameter grids for PyTorch."
     )
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("models", help="models and the keys that each uses")
     command.add_argument("--units", type=int, default=10, help="cells or classes (10)")
     command.set_defaults(function=show_models)
-    _add_data(commands)
+    _add_data(commands, arguments)
     return parser
 
 
@@ -475,17 +476,20 @@ def _default_size(library: Library, name: str, n_units: int) -> str:
         return f"cannot be built from default keys: {error}"
 
 
-def _add_data(commands: Any) -> None:
-    command = commands.add_parser("data", help="make data sets")
+def _add_data(commands: Any, arguments: Sequence[str]) -> None:
+    command = commands.add_parser("data", help="make, import and check data sets")
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
     from gridrun.plugins import libraries
 
+    modules = {"check": ("any library", "gridrun.data_check")}
     for library in libraries().values():
         for name, module in library.data_commands.items():
-            kind = kinds.add_parser(name, help=f"{library.name}: see --help")
-            kind.set_defaults(function=data_command, module=module)
-            if sys.argv[1:3] == ["data", name]:
-                importlib.import_module(module).add_arguments(kind)
+            modules[name] = (library.name, module)
+    for name, (owner, module) in modules.items():
+        kind = kinds.add_parser(name, help=f"{owner}: see --help")
+        kind.set_defaults(function=data_command, module=module)
+        if list(arguments[:2]) == ["data", name]:
+            importlib.import_module(module).add_arguments(kind)
 
 
 def data_command(given: argparse.Namespace) -> int:

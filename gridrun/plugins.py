@@ -34,6 +34,8 @@ class Library:
         trainer: `module:class` of the trainer.
         data_commands: Subcommand of `gridrun data` to the module that has
             `add_arguments(parser)` and `main(args)`.
+        data_check: `module:function` that reports on an open data file of this
+            library's kind, and gives None for others.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Library:
     models: str
     trainer: str
     data_commands: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    data_check: str = ""
 
     @property
     def schema(self) -> type[Hyperparams]:

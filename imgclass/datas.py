@@ -8,43 +8,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from gridrun.config import data_root, suggest
 from gridrun.errors import DataError
+from gridrun.hdf5 import cache_folder, data_folder, find_array, open_file, reading
+from gridrun.readers import Rows
 from gridrun.training.data import Batch, Data, DataInfo
 from gridrun.training.seeding import random_subset
 from imgclass.augment import augmentation_problems
 from imgclass.hyperparams import ImageHyperparams
 
 FILE_NAME = "images.h5"
-MAX_LEVEL = 255.0
+MAX_LEVEL = 255
+STATISTICS_IMAGES = 4096
 NORM_EPS = 1e-7
 SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images with their labels; a `Split`.
+    """Some images of a file with their labels; a `Split`.
 
     Args:
-        images: (N, C, H, W) uint8, on the device.
-        labels: (N,) int64, on the same device.
+        images: (M, C, H, W) uint8, all of the file, on the device or mapped.
+        places: (N,) int64, which of them, on the same device.
+        labels: (N,) int64, on the device.
+        rows: Where the images lie.
     """
 
     images: Tensor
+    places: Tensor
     labels: Tensor
+    rows: Rows
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor) -> Batch:
+    def starts(self, indices: Tensor) -> Tensor:
+        """Number of each image in the file, (B,)."""
+        return self.places[indices.to(self.places.device)]
+
+    def batch(self, indices: Tensor, inputs: Tensor | None = None) -> Batch:
         """Images scaled to [0, 1], not yet normalised, and labels."""
-        chosen = indices.to(self.labels.device)
-        return Batch(self.images[chosen].float() / MAX_LEVEL, self.labels[chosen])
+        if inputs is None:
+            inputs = self.images[self.starts(indices)]
+        scaled = inputs.to(self.labels.device).float() / MAX_LEVEL
+        return Batch(scaled, self.labels[indices.to(self.labels.device)])
 
 
 def images_path(hyps: ImageHyperparams) -> Path:
@@ -53,32 +64,15 @@ def images_path(hyps: ImageHyperparams) -> Path:
     Raises:
         DataError: If a folder or the file is absent, with what is there.
     """
-    root, said_by = data_root(hyps.data_root)
-    path = Path(root) / hyps.dataset / FILE_NAME
-    if not Path(root).is_dir():
-        raise DataError(
-            f"data_root: no folder {root} (from {said_by}); give data_root, or set "
-            "GRIDRUN_DATA"
-        )
+    folder = data_folder(hyps.data_root, hyps.dataset, FILE_NAME)
+    path = folder / FILE_NAME
     if not path.is_file():
-        there = [found.parent.name for found in Path(root).glob(f"*/{FILE_NAME}")]
+        there = ", ".join(sorted(one.name for one in folder.iterdir())[:5]) or "nothing"
         raise DataError(
-            f"dataset: no {hyps.dataset}/{FILE_NAME} in {root}"
-            f"{suggest(hyps.dataset, there)}"
+            f"dataset: no {FILE_NAME} in {folder}, which holds {there}; "
+            "`gridrun data import` makes one"
         )
     return path
-
-
-def open_file(path: Path) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        DataError: If it is none, or damaged.
-    """
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: not a readable HDF5 file: {error}") from error
 
 
 def split_sizes(n_samples: int, val_p: float) -> tuple[int, int]:
@@ -112,8 +106,11 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
         DataError: With every problem of the file.
     """
     path = images_path(hyps)
-    with open_file(path) as file:
-        problems, class_names = _problems(file, hyps)
+    with reading(path), open_file(path) as file:
+        problems, class_names = image_set_problems(file, hyps.img_shape)
+        problems += augmentation_problems(
+            augmentations(hyps, file), int(hyps.img_shape[0])
+        )
         if problems:
             raise DataError([f"{path}: {problem}" for problem in problems])
         n_train, n_val = split_sizes(len(file["train/labels"]), hyps.val_p)
@@ -126,29 +123,51 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
                 "test": len(file["test/labels"]),
             },
             files=[str(path)],
+            n_bytes=sum(file[f"{split}/images"].size for split in SPLITS),
         )
 
 
-def _problems(file: Any, hyps: ImageHyperparams) -> tuple[list[str], list[str]]:
-    """Everything that is wrong with a file, and its class names."""
-    names = [f"{split}/{part}" for split in SPLITS for part in ("images", "labels")]
-    missing = [f"/{name}" for name in [*names, "class_names"] if name not in file]
-    if missing:
-        there = ", ".join(f"/{name}" for name in file)
-        return [f"{' and '.join(missing)} missing; the file has {there}"], []
-    class_names = [name.decode("utf-8") for name in file["class_names"][:]]
+def image_set_problems(
+    file: Any, img_shape: Sequence[int] | None = None
+) -> tuple[list[str], list[str]]:
+    """Everything that is wrong with an open file, and its class names.
+
+    Args:
+        file: An open image set.
+        img_shape: (C, H, W) that its images must have.
+    """
+    names = _class_names(file)
+    if isinstance(names, str):
+        return [names], []
     problems = []
     for split in SPLITS:
-        problems += _image_problems(file, split, hyps)
-        problems += _label_problems(file, split, len(class_names))
-    problems += augmentation_problems(augmentations(hyps, file), int(hyps.img_shape[0]))
-    return problems, class_names
+        images = find_array(file, f"/{split}/images", 4, kinds="iufb")
+        labels = find_array(file, f"/{split}/labels", 1, kinds="iu")
+        problems += [found for found in (images, labels) if isinstance(found, str)]
+        if not isinstance(images, str) and not isinstance(labels, str):
+            problems += _image_problems(split, images, len(labels), img_shape)
+            problems += _label_problems(split, labels, len(names))
+    return problems, names
 
 
-def _image_problems(file: Any, split: str, hyps: ImageHyperparams) -> list[str]:
-    images, labels = file[f"{split}/images"], file[f"{split}/labels"]
+def _class_names(file: Any) -> list[str] | str:
+    if "class_names" not in file or not len(file["class_names"].shape or ()):
+        there = ", ".join(f"/{name}" for name in file) or "nothing"
+        return f"/class_names is missing: text (K,) expected; the file has {there}"
+    names = [
+        name.decode("utf-8") if isinstance(name, bytes) else name
+        for name in file["class_names"][:]
+    ]
+    if not names or not all(isinstance(name, str) for name in names):
+        return f"/class_names holds {file['class_names'].dtype}; text (K,) expected"
+    return names
+
+
+def _image_problems(
+    split: str, images: Any, n_labels: int, img_shape: Sequence[int] | None
+) -> list[str]:
     name = f"/{split}/images"
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype != np.uint8:
         return [
             f"{name} is {images.dtype} of shape {images.shape}; uint8 (N, C, H, W) "
             "expected"
@@ -156,25 +175,25 @@ def _image_problems(file: Any, split: str, hyps: ImageHyperparams) -> list[str]:
     problems = []
     if images.shape[1] not in (1, 3):
         fix = "; it looks like (N, H, W, C)" if images.shape[3] in (1, 3) else ""
-        problems.append(f"{name} has {images.shape[1]} channels, 1 or 3 expected{fix}")
-    if list(images.shape[1:]) != list(hyps.img_shape):
+        problems.append(
+            f"{name} has shape {images.shape}: {images.shape[1]} channels, 1 or 3 "
+            f"expected{fix}"
+        )
+    if img_shape is not None and list(images.shape[1:]) != list(img_shape):
         problems.append(
             f"{name} holds images of {list(images.shape[1:])}, but img_shape is "
-            f"{list(hyps.img_shape)}"
+            f"{list(img_shape)}"
         )
     least = 2 if split == "train" else 1
     if len(images) < least:
         problems.append(f"{name} has {len(images)} images; at least {least} needed")
-    if len(images) != len(labels):
-        problems.append(f"{name} has {len(images)} images for {len(labels)} labels")
+    if len(images) != n_labels:
+        problems.append(f"{name} has {len(images)} images for {n_labels} labels")
     return problems
 
 
-def _label_problems(file: Any, split: str, n_classes: int) -> list[str]:
-    labels = file[f"{split}/labels"]
+def _label_problems(split: str, labels: Any, n_classes: int) -> list[str]:
     name = f"/{split}/labels"
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        return [f"{name} is {labels.dtype} of shape {labels.shape}; integers (N,)"]
     values = labels[:]
     outside = np.flatnonzero((values < 0) | (values >= n_classes))
     if len(outside):
@@ -193,56 +212,74 @@ def augmentations(hyps: ImageHyperparams, file: Any) -> Sequence[str]:
     if hyps.augment != "auto":
         return list(hyps.augment)
     stored = file.attrs.get("augment", "[]")
-    return [str(name) for name in json.loads(stored)]
+    try:
+        return [str(name) for name in json.loads(stored)]
+    except (TypeError, ValueError):
+        return [str(stored)]
 
 
 def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
-    """Read an image set.
+    """Open an image set; its images are mapped into memory, or on the device.
 
     Raises:
         DataError: With every problem of the file.
     """
     info = inspect_data(hyps)
-    with open_file(Path(info.files[0])) as file:
-        read = {
-            split: (
-                torch.from_numpy(file[f"{split}/images"][:]),
-                torch.from_numpy(file[f"{split}/labels"][:].astype(np.int64)),
-            )
+    path = Path(info.files[0])
+    with reading(path), open_file(path) as file:
+        labels = {
+            split: torch.from_numpy(file[f"{split}/labels"][:].astype(np.int64))
             for split in SPLITS
         }
         names = augmentations(hyps, file)
-    images, labels = read["train"]
-    train, val = split_indices(hyps, len(labels))
-    mean, std = channel_statistics(images[train])
+    cache = cache_folder(path.parent)
+    rows = {s: Rows(path, f"/{s}/images", "|u1", cache) for s in SPLITS}
+    mapped = {split: torch.from_numpy(rows[split].open()) for split in SPLITS}
+    train, val = split_indices(hyps, len(labels["train"]))
+    mean, std = channel_statistics(mapped["train"], train)
+    place = device if _fits(info.n_bytes, device) else torch.device("cpu")
+    images = {split: one.to(place) for split, one in mapped.items()}
 
-    def split(images: Tensor, labels: Tensor) -> Images:
-        return Images(images.to(device), labels.to(device))
+    def split(name: str, places: Tensor) -> Images:
+        return Images(
+            images[name], places.to(place), labels[name][places].to(device), rows[name]
+        )
 
     return Data(
-        train=split(images[train], labels[train]),
-        val=split(images[val], labels[val]),
-        test=split(*read["test"]),
+        train=split("train", train),
+        val=split("train", val),
+        test=split("test", torch.arange(len(labels["test"]))),
         info=dataclasses.replace(info, labels=dict(info.labels) | {"augment": names}),
         norm_stats={"mean": mean, "std": std},
     )
 
 
-def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+def _fits(n_bytes: int, device: torch.device) -> bool:
+    """Whether images take no more than half of a device's free memory."""
+    if device.type != "cuda":
+        return True
+    return n_bytes <= torch.cuda.mem_get_info(device)[0] / 2
+
+
+def channel_statistics(
+    images: Tensor, places: Tensor
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, levels scaled to [0, 1].
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (M, C, H, W) uint8.
+        places: (N,) which of them.
     """
-    means, deviations = [], []
-    for channel in images.unbind(1):
-        counts = torch.bincount(channel.flatten(), minlength=256).double()
-        levels = torch.arange(256, dtype=torch.float64) / MAX_LEVEL
-        mean = float((counts * levels).sum() / counts.sum())
-        variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
-        means.append(mean)
-        deviations.append(variance**0.5)
-    return means, deviations
+    counts = torch.zeros(images.shape[1], MAX_LEVEL + 1, dtype=torch.int64)
+    for first in range(0, len(places), STATISTICS_IMAGES):
+        part = images[places[first : first + STATISTICS_IMAGES]]
+        for channel, levels in enumerate(part.unbind(1)):
+            counts[channel] += torch.bincount(levels.flatten(), minlength=MAX_LEVEL + 1)
+    levels = torch.arange(MAX_LEVEL + 1, dtype=torch.float64) / MAX_LEVEL
+    shares = counts / counts.sum(1, keepdim=True).double()
+    means = shares @ levels
+    variances = (shares * (levels - means[:, None]).square()).sum(1)
+    return means.tolist(), variances.sqrt().tolist()
 
 
 def normalise(images: Tensor, norm_stats: Mapping[str, Any]) -> Tensor:

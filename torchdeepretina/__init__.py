@@ -8,4 +8,5 @@ LIBRARY = Library(
     models="torchdeepretina.models",
     trainer="torchdeepretina.trainer:RetinaTrainer",
     data_commands={"simulate": "torchdeepretina.simulate"},
+    data_check="torchdeepretina.check:check_recording",
 )

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gridrun.errors import ConfigError
-from gridrun.training.data import Data, in_order
+from gridrun.hdf5 import open_file, reading
+from gridrun.training.data import in_order
 from gridrun.training.trainer import EVAL_BATCH_SIZE
-from torchdeepretina import datas
+from torchdeepretina import datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
-from torchdeepretina.metrics import pearson_per_cell
+from torchdeepretina.windows import Windows
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float32]
-BIN_S = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +31,15 @@ class Predictions:
 
     Args:
         rates: (N, U) predicted, Hz (binned responses: spikes per bin / bin width).
-        targets: (N, U) recorded, Hz.
+        targets: (N, U) recorded, Hz; of the test split the mean over repeats.
         time_s: (N,) of the target bins.
         cells: (U,) numbers of the recorded cells.
         split: train, val or test.
+        mean_rates: (U,) recorded, mean over the training windows, Hz.
+        dt_s: Width of a bin, s.
+        repeats: (R, N, U) recorded in each repeat, Hz; test split, where there are.
+        counts: (N, U) spikes per bin, mean over repeats; test split, where known.
+        truth: (N, U) the rates that made the spikes, Hz; virtual retinas only.
     """
 
     rates: Floats
@@ -41,12 +47,27 @@ class Predictions:
     time_s: NDArray[np.float64]
     cells: tuple[int, ...]
     split: str
+    mean_rates: Floats
+    dt_s: float
+    repeats: Floats | None = None
+    counts: Floats | None = None
+    truth: Floats | None = None
 
     def pearson(self) -> NDArray[np.float64]:
         """Correlation of each cell over the whole split, (U,)."""
         rates, targets = torch.from_numpy(self.rates), torch.from_numpy(self.targets)
-        found: NDArray[np.float64] = pearson_per_cell(rates, targets).numpy()
+        found: NDArray[np.float64] = metrics.pearson_per_cell(rates, targets).numpy()
         return found
+
+    def of_truth(self) -> Predictions:
+        """The true rates as a prediction: the ceiling of every model.
+
+        Raises:
+            ConfigError: If the recording is of no virtual retina.
+        """
+        if self.truth is None:
+            raise ConfigError("truth: the recording stores no true rates")
+        return dataclasses.replace(self, rates=self.truth)
 
 
 def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Predictions:
@@ -64,32 +85,79 @@ def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Prediction
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, got {split!r}")
     data = datas.open_data(hyps, torch.device("cpu"))
-    windows = cast(datas.Windows, getattr(data, split))
+    windows = cast(Windows, getattr(data, split))
     retina: Any = model
     with torch.no_grad():
         rates = [
             retina.link(retina(batch.inputs))
             for batch in in_order(windows, EVAL_BATCH_SIZE)
         ]
-    in_hz = 1 / BIN_S if hyps.response_type == "binned" else 1.0
+    cells = tuple(data.info.labels["cells"])
+    unit_hz = windows.unit_hz(hyps.response_type)
+    time_s, truth = _stored(hyps, windows, split, cells)
+    train = cast(Windows, data.train)
+    repeats = windows.repeats
     return Predictions(
-        rates=(torch.cat(rates) * in_hz).numpy(),
-        targets=(windows.targets * in_hz).numpy(),
-        time_s=_times(hyps, data, split),
-        cells=tuple(data.info.labels["cells"]),
+        rates=(torch.cat(rates) * unit_hz).numpy(),
+        targets=(windows.targets * unit_hz).numpy(),
+        time_s=time_s,
+        cells=cells,
         split=split,
+        mean_rates=(train.targets.double().mean(0) * unit_hz).float().numpy(),
+        dt_s=windows.dt_s,
+        repeats=None if repeats is None else (repeats * unit_hz).numpy(),
+        counts=None if windows.counts is None else windows.counts.numpy(),
+        truth=truth,
     )
 
 
-def _times(hyps: RetinaHyperparams, data: Data, split: str) -> NDArray[np.float64]:
-    """Time of each target bin, s."""
-    windows = cast(datas.Windows, getattr(data, split))
+def _stored(
+    hyps: RetinaHyperparams, windows: Windows, split: str, cells: tuple[int, ...]
+) -> tuple[NDArray[np.float64], Floats | None]:
+    """Time of each target bin, s, and the true rates where the file has them."""
     name = "test" if split == "test" else "train"
-    with datas.open_file(datas.recording_path(hyps)) as file:
-        time = file[f"{name}/time"][:].astype(np.float64)
-    bins = windows.starts.numpy() + windows.n_lags - 1
-    found: NDArray[np.float64] = time[bins] + hyps.target_offset * BIN_S
-    return found
+    last = windows.first_frames.numpy() + windows.n_lags - 1
+    path = datas.recording_path(hyps)
+    with reading(path), open_file(path) as file:
+        time_s: NDArray[np.float64] = file[f"{name}/time"][:].astype(np.float64)
+        time_s = time_s[last] + hyps.target_offset * windows.dt_s
+        if f"truth/{name}/rate" not in file:
+            return time_s, None
+        rates = file[f"truth/{name}/rate"][:]
+    truth = rates[list(cells)][:, last + hyps.target_offset].T
+    return time_s, np.ascontiguousarray(truth, np.float32)
+
+
+def cell_metrics(predictions: Predictions) -> pd.DataFrame:
+    """What is measured of each cell, and mean and s.e.m. over cells without NaN.
+
+    Columns: r; cc_norm, cc_max, fev, explainable (NaN without repeats) and
+    bits_per_spike (NaN without counts), as in `torchdeepretina.metrics`; mean_hz,
+    n_spikes of all repeats, and gain, the slope of targets on rates. Index: the cells,
+    then mean, sem and n.
+    """
+    import pandas as pd
+
+    one = predictions
+    x, y = torch.from_numpy(one.rates), torch.from_numpy(one.targets)
+    nothing = torch.full((x.shape[1],), float("nan"))
+    columns = {"r": metrics.pearson_per_cell(x, y)}
+    columns |= dict.fromkeys(metrics.OF_REPEATS, nothing)
+    if one.repeats is not None:
+        columns |= metrics.of_repeats(x, torch.from_numpy(one.repeats))
+    columns["bits_per_spike"] = columns["n_spikes"] = nothing
+    if one.counts is not None:
+        counts, mean = torch.from_numpy(one.counts), torch.from_numpy(one.mean_rates)
+        columns["bits_per_spike"] = metrics.bits_per_spike(x, counts, mean, one.dt_s)
+        n_repeats = 1 if one.repeats is None else len(one.repeats)
+        columns["n_spikes"] = counts.double().sum(0) * n_repeats
+    columns["mean_hz"] = y.double().mean(0)
+    centred = x.double() - x.double().mean(0)
+    columns["gain"] = (centred * y).sum(0) / centred.square().sum(0)
+    table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+    table.index = pd.Index([*one.cells], name="cell", dtype=object)
+    statistics = {"mean": table.mean(), "sem": table.sem(), "n": table.count()}
+    return pd.concat([table, pd.DataFrame(statistics).T])
 
 
 def plot_predictions(

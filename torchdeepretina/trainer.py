@@ -14,9 +14,9 @@ from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
 from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
-from torchdeepretina import analysis, datas
+from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
-from torchdeepretina.metrics import pearson_per_cell
+from torchdeepretina.windows import Windows
 
 
 def criterion(model: Any, lossfxn: str, z: Tensor, targets: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class RetinaTrainer(Trainer):
         """Adds the cells at whose centre no unit of the map can look."""
         assert isinstance(hyps, RetinaHyperparams)
         if hyps.model_type == "RetinotopicModel" or not hyps.has_ganglion_kernel:
-            return info.notices
+            return Trainer.notices(hyps, info)
         field = field_side(hyps.ksizes)
         clipped = [
             f"{cell} {tuple(center)}"
@@ -52,13 +52,13 @@ class RetinaTrainer(Trainer):
             )
         ]
         if not clipped:
-            return info.notices
+            return Trainer.notices(hyps, info)
         text = (
             f"convgc: ksizes {shown(hyps.ksizes)}: no receptive field of "
             f"{field}×{field} pixels is centred on cell {', '.join(clipped)}; the "
             "nearest is read"
         )
-        return [*info.notices, text]
+        return [*Trainer.notices(hyps, info), text]
 
     @staticmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:
@@ -69,7 +69,7 @@ class RetinaTrainer(Trainer):
     def prepare_model(model: nn.Module, data: Data) -> None:
         """Give each cell's output its standard deviation in training, if asked."""
         if model.scales_output:
-            targets = cast(datas.Windows, data.train).targets.double()
+            targets = cast(Windows, data.train).targets.double()
             scale = targets.std(0)
             scale = torch.where(scale > 0, scale, torch.ones_like(scale))
             cast(Tensor, model.output_scale).copy_(scale)
@@ -92,7 +92,7 @@ class RetinaTrainer(Trainer):
     loops: ClassVar = {"train_loop": train_objective}
 
     def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
-        """Criterion and mean Pearson correlation over cells, on the whole split."""
+        """Criterion, mean Pearson r over cells and, of repeats, what they allow."""
         model: Any = run.model
         rates, targets, total = [], [], 0.0
         for batch in in_order(split, EVAL_BATCH_SIZE):
@@ -101,5 +101,22 @@ class RetinaTrainer(Trainer):
             total += float(loss) * len(batch)
             rates.append(model.link(z))
             targets.append(batch.targets)
-        r = pearson_per_cell(torch.cat(rates), torch.cat(targets))
-        return {"loss": total / len(split), "acc": float(r.mean())}
+        x = torch.cat(rates)
+        r = metrics.pearson_per_cell(x, torch.cat(targets))
+        found = {"loss": total / len(split), "acc": float(r.mean())}
+        return found | self._of_repeats(run, cast(Windows, split), x)
+
+    def _of_repeats(self, run: LiveRun, split: Windows, x: Tensor) -> dict[str, float]:
+        """Means over the cells that allow it, of the metrics of the test split."""
+        unit_hz = split.unit_hz(cast(RetinaHyperparams, run.hyps).response_type)
+        found: dict[str, Tensor] = {}
+        if split.repeats is not None:
+            found |= metrics.of_repeats(x * unit_hz, split.repeats * unit_hz)
+        if split.counts is not None:
+            train = cast(Windows, self.data.train)
+            base = train.targets.double().mean(0) * unit_hz
+            found["bits_per_spike"] = metrics.bits_per_spike(
+                x * unit_hz, split.counts, base, split.dt_s
+            )
+        means = {name: float(values.nanmean()) for name, values in found.items()}
+        return {name: value for name, value in means.items() if value == value}

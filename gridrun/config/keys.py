@@ -93,10 +93,9 @@ class Hyperparams(RunnerKeys):
     )
     n_workers: int = key(
         0,
-        "processes that read batches ahead",
+        "processes that read batches ahead; of use where the data do not fit in memory",
         group="data",
         identity="no",
-        available=False,
         ge=0,
     )
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-import multiprocessing
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from gridrun.child import start_child
 from gridrun.executors import Stopped
 from gridrun.planner import Job
 from gridrun.run import RunState
@@ -30,19 +27,7 @@ class _Process:
 
     def __init__(self, index: int, threads: int) -> None:
         self.index = index
-        self.connection, other = multiprocessing.Pipe()
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gridrun.executors.worker", str(other.fileno())],
-            pass_fds=[other.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-        other.close()
+        self.process, self.connection = start_child("gridrun.executors.worker", threads)
         self.job: Job | None = None
         self.heard_s = time.monotonic()
 

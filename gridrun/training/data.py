@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from gridrun.readers import Readers, Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +27,24 @@ class Batch:
 class Split(Protocol):
     """A part of the data, indexed from 0."""
 
+    @property
+    def rows(self) -> Rows:
+        """Where the inputs can be read ahead."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The samples at `indices` (B,) int64."""
+    def batch(self, indices: Tensor, inputs: Tensor | None = None) -> Batch:
+        """The samples at `indices` (B,) int64.
+
+        Args:
+            indices: Of the samples.
+            inputs: Their inputs as `rows` gives them, if they have been read ahead.
+        """
+        ...
+
+    def starts(self, indices: Tensor) -> Tensor:
+        """First row of each sample in `rows`, (B,) int64."""
         ...
 
 
@@ -42,6 +59,7 @@ class DataInfo:
         files: The files that hold them.
         centers: Row and column of each cell, where known.
         notices: What a user should know of the data.
+        n_bytes: Size of the inputs as stored.
     """
 
     n_units: int
@@ -50,6 +68,7 @@ class DataInfo:
     files: Sequence[str]
     centers: Sequence[tuple[int, int]] | None = None
     notices: Sequence[str] = ()
+    n_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +107,19 @@ def n_batches(n_samples: int, batch_size: int) -> int:
     """Number of steps in an epoch."""
     whole, rest = divmod(n_samples, batch_size)
     return max(whole + (rest > 1), 1) if n_samples else 0
+
+
+def in_batches(
+    split: Split, orders: Iterable[Tensor], readers: Readers | None
+) -> Iterator[Batch]:
+    """The batches of an epoch, read ahead if there are readers; the same bits."""
+    if readers is None:
+        yield from map(split.batch, orders)
+        return
+    ahead, orders = itertools.tee(orders)
+    starts = (split.starts(indices).cpu().numpy() for indices in ahead)
+    for indices, inputs in zip(orders, readers.read(starts), strict=True):
+        yield split.batch(indices, torch.from_numpy(inputs))
 
 
 def in_order(split: Split, batch_size: int) -> Iterator[Batch]:

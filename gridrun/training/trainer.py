@@ -13,11 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, defaults_of
+from gridrun.hdf5 import available_memory
 from gridrun.plugins import Library, reads
+from gridrun.readers import Readers
 from gridrun.run import RunState
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Diverged, Interrupted, LiveRun, describe_failure
-from gridrun.training.data import Batch, Data, DataInfo, Split, batches, n_batches
+from gridrun.training.data import (
+    Batch,
+    Data,
+    DataInfo,
+    Split,
+    batches,
+    in_batches,
+    n_batches,
+)
 from gridrun.training.losses import is_finite
 from gridrun.training.seeding import epoch_order
 
@@ -76,6 +86,7 @@ class Trainer(abc.ABC):
         self.data = data
         self.report = report
         self.should_stop = should_stop
+        self.readers: Readers | None = None
 
     # what a library defines
 
@@ -91,7 +102,11 @@ class Trainer(abc.ABC):
     @staticmethod
     def notices(hyps: Hyperparams, info: DataInfo) -> Sequence[str]:
         """What a user should know of these data under these settings."""
-        return info.notices
+        fits = info.n_bytes < available_memory() / 2
+        if not hyps.n_workers or not fits:
+            return info.notices
+        text = "n_workers: the data fit in memory, where 0 is faster"
+        return [*info.notices, text]
 
     @staticmethod
     @abc.abstractmethod
@@ -122,11 +137,26 @@ class Trainer(abc.ABC):
         for run in self.runs:
             with self.guarded(run):
                 self.start(run)
-        while runs := self.due():
-            self.run_epoch(runs)
+        with self.reading_ahead():
+            while runs := self.due():
+                self.run_epoch(runs)
         for run in self.live():
             with self.guarded(run):
                 self.finish(run)
+
+    @contextlib.contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Inside, `n_workers` processes read training batches ahead."""
+        n_workers = self.runs[0].hyps.n_workers
+        if not n_workers:
+            yield
+            return
+        self.readers = Readers(self.data.train.rows, n_workers)
+        try:
+            yield
+        finally:
+            self.readers.close()
+            self.readers = None
 
     def live(self) -> list[LiveRun]:
         """Runs that have not ended."""
@@ -165,11 +195,13 @@ class Trainer(abc.ABC):
         for run in runs:
             run.time_s = 0.0
         shared_s = 0.0
-        for step, indices in enumerate(batches(order, first.hyps.batch_size), 1):
+        orders = batches(order, first.hyps.batch_size)
+        ready = in_batches(self.data.train, orders, self.readers)
+        for step in range(1, n_steps + 1):
             if self.should_stop():
                 raise Interrupted
             started = time.perf_counter()
-            batch = self.data.train.batch(indices)
+            batch = next(ready)
             shared_s += time.perf_counter() - started
             for run in self._running(runs):
                 with self.guarded(run), run.timed():

@@ -14,8 +14,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gridrun import hdf5
 from gridrun.errors import DataError
-from torchdeepretina import datas
+from torchdeepretina import datas, recordings, windows
 
 CPU = torch.device("cpu")
 SHIPPED = Path(__file__).parents[2] / "data"
@@ -186,8 +187,8 @@ def test_windows_lie_in_one_block(
     n_blocks: int, length: int, n_lags: int, offset: int, skip: int
 ) -> None:
     """Windows are all those that lie, with their target, in one block."""
-    blocks = datas.equal_blocks(n_blocks * length, n_blocks)
-    found = datas.window_starts(blocks, n_lags, offset, skip)
+    blocks = recordings.equal_blocks(n_blocks * length, n_blocks)
+    found = windows.window_starts(blocks, n_lags, offset, skip)
     expected = brute_windows(n_blocks * length, n_blocks, n_lags, offset, skip)
     assert found.tolist() == expected
 
@@ -212,11 +213,11 @@ def test_no_frame_target_or_smoothing_is_shared(
 ) -> None:
     """Spans of both sides' windows, smoothed targets included, are apart."""
     s = SMOOTHING[ms]
-    blocks = datas.equal_blocks(n_blocks * length, n_blocks)
-    starts = datas.window_starts(blocks, n_lags, offset)
+    blocks = recordings.equal_blocks(n_blocks * length, n_blocks)
+    starts = windows.window_starts(blocks, n_lags, offset)
     assume(len(starts) > 1)
-    reach = datas.purge_reach(n_lags, offset, s)
-    split = datas.split_windows(starts, val_p, val_loc, reach)
+    reach = windows.purge_reach(n_lags, offset, s)
+    split = windows.split_windows(starts, val_p, val_loc, reach)
 
     def used(windows: Any) -> set[int]:
         bins: set[int] = set()
@@ -238,7 +239,7 @@ def test_exactly_the_windows_within_reach_are_dropped(
     n: int, val_p: float, val_loc: str, reach: int
 ) -> None:
     """Validation is a run of round(val_p N) windows; training all that are far."""
-    split = datas.split_windows(np.arange(n), val_p, val_loc, reach)
+    split = windows.split_windows(np.arange(n), val_p, val_loc, reach)
     n_val = max(round(val_p * n), 1)
     first = {"beginning": 0, "middle": (n - n_val) // 2, "end": n - n_val}[val_loc]
     assert split.val.tolist() == list(range(first, first + n_val))
@@ -249,9 +250,9 @@ def test_exactly_the_windows_within_reach_are_dropped(
 @pytest.mark.parametrize(("val_loc", "sides"), [("end", 1), ("middle", 2)])
 def test_the_default_drops_43_windows_per_open_side(val_loc: str, sides: int) -> None:
     """40 lags, offset 1 and the 10 ms response cost 43 windows where val has a side."""
-    starts = datas.window_starts([(0, 1000)], 40, 1)
-    reach = 40 + 1 + datas.SMOOTHING_BINS["firing_rate_10ms"]
-    split = datas.split_windows(starts, 0.1, val_loc, reach)
+    starts = windows.window_starts([(0, 1000)], 40, 1)
+    reach = 40 + 1 + recordings.SMOOTHING_BINS["firing_rate_10ms"]
+    split = windows.split_windows(starts, 0.1, val_loc, reach)
     assert len(starts) - len(split.train) - len(split.val) == 43 * sides
 
 
@@ -279,10 +280,10 @@ def test_the_purge_follows_the_smoothing(
 
 def test_counts_of_15_10_07() -> None:
     """Its 6 blocks of 59,967 frames hold 359,562 windows, its test split 5,956."""
-    blocks = datas.equal_blocks(359_802, datas.KNOWN_BLOCKS["15-10-07"])
+    blocks = recordings.equal_blocks(359_802, recordings.KNOWN_BLOCKS["15-10-07"])
     assert blocks[1] == (59_967, 119_934)
-    assert len(datas.window_starts(blocks, 40, 1)) == 359_562
-    assert len(datas.window_starts([(0, 5_996)], 40, 1)) == 5_956
+    assert len(windows.window_starts(blocks, 40, 1)) == 359_562
+    assert len(windows.window_starts([(0, 5_996)], 40, 1)) == 5_956
 
 
 def test_stored_blocks_are_honoured(opened: Callable[..., Any]) -> None:
@@ -297,14 +298,14 @@ def test_blocks_are_cut_where_time_jumps(opened: Callable[..., Any]) -> None:
     time = np.arange(135) * 0.01
     time[50:] += 60
     _, data = opened({"changes": {"train/time": time}}, val_p=0.01)
-    starts = data.train.starts.tolist()
+    starts = data.train.first_frames.tolist()
     assert [i for i in range(40, 60) if i not in starts] == [46, 47, 48, 49]
 
 
 def test_skipped_frames_count_in_every_block(opened: Callable[..., Any]) -> None:
     """n_skip_frames takes that many windows from the start of each block."""
     _, data = opened({"n_blocks": 3}, n_skip_frames=10, val_p=0.01)
-    starts = data.train.starts.tolist()
+    starts = data.train.first_frames.tolist()
     assert starts[0] == 10
     expected = [*range(35, 41), *range(55, 60)]
     assert [i for i in range(35, 60) if i in starts] == expected
@@ -315,15 +316,15 @@ def test_val_loc_places_the_block(opened: Callable[..., Any], val_loc: str) -> N
     """The validation windows are consecutive, and where the key says."""
     _, data = opened(val_loc=val_loc, val_p=0.2)
     first = {"beginning": 0, "middle": 52, "end": 105}[val_loc]
-    assert data.val.starts.tolist() == list(range(first, first + 26))
+    assert data.val.first_frames.tolist() == list(range(first, first + 26))
 
 
 def test_the_split_does_not_depend_on_seeds(opened: Callable[..., Any]) -> None:
     """Seed and split_seed move no window."""
     _, one = opened(seed=1, split_seed=1)
     _, other = opened(seed=2, split_seed=2)
-    assert torch.equal(one.val.starts, other.val.starts)
-    assert torch.equal(one.train.starts, other.train.starts)
+    assert torch.equal(one.val.first_frames, other.val.first_frames)
+    assert torch.equal(one.train.first_frames, other.train.first_frames)
 
 
 # --- normalisation ----------------------------------------------------------------
@@ -335,7 +336,8 @@ def test_statistics_are_those_of_training_frames(
 ) -> None:
     """Mean and s.d. are over the frames that some training window holds, once each."""
     arrays, data = opened({"n_blocks": 3}, val_loc=val_loc, n_skip_frames=2)
-    used = sorted({i + k for i in data.train.starts.tolist() for k in range(N_LAGS)})
+    starts = data.train.first_frames.tolist()
+    used = sorted({i + k for i in starts for k in range(N_LAGS)})
     frames = arrays["train/stimulus"][used].astype(np.float64)
     assert len(used) < 135
     assert data.norm_stats["mean"] == pytest.approx(frames.mean(), rel=1e-12)
@@ -357,7 +359,7 @@ def test_validation_frames_do_not_enter_the_statistics(
 ) -> None:
     """Changing every frame that only validation windows hold changes no statistic."""
     arrays, before = opened()
-    last = int(before.train.starts[-1]) + N_LAGS
+    last = int(before.train.first_frames[-1]) + N_LAGS
     frames = arrays["train/stimulus"].copy()
     frames[last:] = 255 - frames[last:]
     _, after = opened({"changes": {"train/stimulus": frames}})
@@ -371,7 +373,7 @@ def test_statistics_are_accurate_for_large_means(opened: Callable[..., Any]) -> 
     """Float32 frames far from zero keep their s.d. to 1e-6."""
     frames = np.random.default_rng(0).normal(4096, 1, (135, 8, 8)).astype(np.float32)
     _, data = opened({"changes": {"train/stimulus": frames}})
-    used = frames[: int(data.train.starts[-1]) + N_LAGS].astype(np.float64)
+    used = frames[: int(data.train.first_frames[-1]) + N_LAGS].astype(np.float64)
     assert data.norm_stats["std"] == pytest.approx(used.std(), rel=1e-6)
 
 
@@ -380,7 +382,8 @@ def test_the_statistics_do_not_depend_on_chunks(
 ) -> None:
     """Reading in chunks of 7 frames gives the same windows and statistics."""
     _, whole = opened()
-    monkeypatch.setattr(datas, "CHUNK_FRAMES", 7)
+    monkeypatch.setattr(windows, "STATISTICS_FRAMES", 7)
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", 7 * 64)
     _, pieces = opened()
     assert torch.equal(whole.train.stimulus, pieces.train.stimulus)
     assert pieces.norm_stats["mean"] == pytest.approx(whole.norm_stats["mean"], 1e-14)
@@ -660,8 +663,11 @@ def test_public_recordings_without_jumps_have_six_blocks(
     path = tmp_path / "15-10-07" / "movie.h5"
     write_recording(path, 132, 40, (50, 50), n_cells=5, centers=False)
     hyps = retina_hyps(tmp_path, dataset="15-10-07", img_shape=[4, 50, 50])
-    layout = datas.inspect_recording(hyps)
-    assert layout.blocks == tuple((22 * i, 22 * (i + 1)) for i in range(6))
+    starts = datas.inspect_recording(hyps).windows
+    every = recordings.equal_blocks(132, 6)
+    inside = windows.window_starts(every, 4, 1)
+    assert {*starts.train, *starts.val} <= set(inside)
+    assert len(starts.train) > 0
 
 
 @pytest.mark.parametrize("stim_type", ["naturalscene", "whitenoise"])

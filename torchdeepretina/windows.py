@@ -1,0 +1,178 @@
+"""Windows of a movie: where they lie, what is in them, how they are split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gridrun.readers import Rows
+from gridrun.training.data import Batch
+
+NORM_EPS = 1e-7
+STATISTICS_FRAMES = 2000
+Ints = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSplit:
+    """First frames of the training and validation windows, in time order.
+
+    Args:
+        train: (N,) int64.
+        val: (M,) int64.
+        reach: Starts of a training and a validation window differ by at least this.
+    """
+
+    train: Ints
+    val: Ints
+    reach: int
+
+    def __post_init__(self) -> None:
+        if len(self.train) and len(self.val):
+            first, last = self.val[0], self.val[-1]
+            below, above = self.train[self.train < first], self.train > last
+            inside = len(self.train) - len(below) - int(above.sum())
+            assert not inside, "a training window lies among the validation windows"
+            gap = min(
+                first - below[-1] if len(below) else self.reach,
+                self.train[above][0] - last if above.any() else self.reach,
+            )
+            assert gap >= self.reach, "training and validation windows overlap"
+
+
+def window_starts(
+    blocks: Sequence[tuple[int, int]], n_lags: int, target_offset: int, n_skip: int = 0
+) -> Ints:
+    """First frames of all windows that, with their target, lie in one block.
+
+    Args:
+        blocks: First frame and end of each block.
+        n_lags: Frames of a window.
+        target_offset: Bins from the last frame of a window to its target.
+        n_skip: Frames ignored at the start of each block.
+    """
+    starts = [
+        np.arange(first + n_skip, end - n_lags - target_offset + 1)
+        for first, end in blocks
+    ]
+    return np.concatenate(starts).astype(np.int64)
+
+
+def split_windows(starts: Ints, val_p: float, val_loc: str, reach: int) -> WindowSplit:
+    """Cut consecutive validation windows out and purge their neighbourhood.
+
+    Args:
+        starts: First frames of all windows, in time order.
+        val_p: Share of validation windows.
+        val_loc: beginning, middle or end.
+        reach: Training windows that start closer than this to a validation window are
+            dropped: no shared frame, target or smoothing.
+    """
+    n_val = min(max(round(val_p * len(starts)), 1), len(starts))
+    rest = len(starts) - n_val
+    first = {"beginning": 0, "middle": rest // 2, "end": rest}[val_loc]
+    val = starts[first : first + n_val]
+    is_far = (starts <= val[0] - reach) | (starts >= val[-1] + reach)
+    return WindowSplit(starts[is_far], val, reach)
+
+
+def purge_reach(n_lags: int, target_offset: int, smoothing_bins: int) -> int:
+    """Frames between starts of windows that share no frame, target or smoothing.
+
+    Args:
+        n_lags: Frames of a window.
+        target_offset: Bins from the last frame of a window to its target.
+        smoothing_bins: Reach of the response's smoothing, to each side.
+    """
+    return max(n_lags + target_offset + smoothing_bins, 2 * smoothing_bins + 1)
+
+
+# --- in memory --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of one stimulus with their targets; a `Split`.
+
+    Args:
+        stimulus: (T, H, W) as stored, on the device.
+        first_frames: (N,) int64, of each window, on the same device.
+        targets: (N, U) float32, on the same device.
+        n_lags: Frames of a window.
+        mean, std: Normalise grey levels.
+        rows: Where the stimulus lies.
+        dt_s: Width of a bin, s.
+        repeats: (R, N, U) responses to each repeat, where there are several.
+        counts: (N, U) spikes per bin, mean over repeats, where known.
+    """
+
+    stimulus: Tensor
+    first_frames: Tensor
+    targets: Tensor
+    n_lags: int
+    mean: float
+    std: float
+    rows: Rows
+    dt_s: float
+    repeats: Tensor | None = None
+    counts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.first_frames)
+
+    def unit_hz(self, response_type: str) -> float:
+        """The unit of targets of that type, in Hz."""
+        return 1 / self.dt_s if response_type == "binned" else 1.0
+
+    def starts(self, indices: Tensor) -> Tensor:
+        """First frame of each window, (B,)."""
+        return self.first_frames[indices.to(self.first_frames.device)]
+
+    def batch(self, indices: Tensor, inputs: Tensor | None = None) -> Batch:
+        """Normalised windows (B, n_lags, H, W), oldest frame first, and targets."""
+        chosen = indices.to(self.targets.device)
+        if inputs is None:
+            inputs = self._view().index_select(0, self.starts(indices))
+        windows = inputs.to(self.targets.device, torch.float32, copy=True)
+        normalised = windows.sub_(self.mean).div_(self.std + NORM_EPS)
+        return Batch(normalised, self.targets[chosen])
+
+    def _view(self) -> Tensor:
+        """All windows as a view (T − n_lags + 1, n_lags, H, W), nothing copied."""
+        n_frames, height, width = self.stimulus.shape
+        frame = height * width
+        return self.stimulus.as_strided(
+            (n_frames - self.n_lags + 1, self.n_lags, height, width),
+            (frame, frame, width, 1),
+        )
+
+
+def frame_statistics(
+    stimulus: Tensor, starts: Ints, n_lags: int
+) -> tuple[float, float]:
+    """Mean and standard deviation of the frames that windows use, in float64.
+
+    Args:
+        stimulus: (T, H, W).
+        starts: First frames of the windows.
+        n_lags: Frames of a window.
+    """
+    n_frames = len(stimulus)
+    edges = np.zeros(n_frames + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + n_lags, -1)
+    is_used = torch.from_numpy(np.cumsum(edges[:n_frames]) > 0)
+    total, squares, count = 0.0, 0.0, 0
+    for first in range(0, n_frames, STATISTICS_FRAMES):
+        part = slice(first, first + STATISTICS_FRAMES)
+        used = stimulus[part][is_used[part]].double()
+        total += float(used.sum())
+        squares += float(used.square().sum())
+        count += used.numel()
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5
