@@ -40,6 +40,7 @@ setup(
         "pydantic>=2.7",
         "pandas",
         "matplotlib",
+        "pillow",
     ],
     extras_require={
         "notebook": ["ipykernel", "nbclient", "ipywidgets"],

@@ -7,4 +7,6 @@ LIBRARY = Library(
     hyperparams="imgclass.hyperparams:ImageHyperparams",
     models="imgclass.models",
     trainer="imgclass.trainer:ImageTrainer",
+    data_commands={"import": "imgclass.importers"},
+    data_check="imgclass.check:check_images",
 )

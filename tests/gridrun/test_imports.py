@@ -17,10 +17,13 @@ WITHOUT_TORCH = (
     "gridrun.cli",
     "gridrun.config",
     "gridrun.effects",
+    "gridrun.data_check",
     "gridrun.grid",
     "gridrun.guard",
+    "gridrun.hdf5",
     "gridrun.planner",
     "gridrun.plugins",
+    "gridrun.readers",
     "gridrun.request",
     "gridrun.run",
     "gridrun.store",
@@ -30,8 +33,10 @@ WITHOUT_TORCH = (
     "gridrun.tracking.progress",
     "gridrun.executors.process",
     "torchdeepretina.hyperparams",
+    "torchdeepretina.recordings",
     "torchdeepretina.simulate",
     "imgclass.hyperparams",
+    "imgclass.importers",
 )
 
 
