@@ -1,15 +1,18 @@
-"""Noise, batch norms and unit places, each against its definition."""
+"""Noise, norms and activations against their definitions; what all layers share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
-from gridrun.errors import ConfigError
+import gridrun.nn
 from gridrun.nn import (
     AbsBatchNorm1d,
     AbsBatchNorm2d,
@@ -17,7 +20,11 @@ from gridrun.nn import (
     FlatBatchNorm,
     GaussianNoise,
     GrabUnits,
+    LinearStackedConv2d,
+    OneHot,
+    ParametricSoftplus,
     RandomModule,
+    ShakeShake,
 )
 
 
@@ -105,6 +112,12 @@ def test_random_layers_do_not_change_their_input() -> None:
     for layer in (GaussianNoise(0.5), Dropout(0.5)):
         layer.train()(x)
     assert torch.equal(x, torch.ones(100))
+
+
+def test_double_noise_is_drawn_in_double() -> None:
+    """In float64 noise is no rounded float32 number."""
+    noise = GaussianNoise(1.0)(torch.zeros(50, dtype=torch.float64))
+    assert (noise != noise.float().double()).any()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.7])
@@ -229,75 +242,215 @@ def test_norm_per_channel_is_over_batch_and_space() -> None:
     )
 
 
-# --- units at places --------------------------------------------------------------
-
-PLACES = [
-    ((15, 11, 11), (25, 25), (8, 8)),
-    ((15, 11, 11), (17, 32), (0, 15)),
-    ((15, 11, 11), (0, 0), (0, 0)),
-    ((15, 11, 11), (49, 49), (15, 15)),
-    ((15, 11, 11), (32, 33), (15, 15)),
-    ((15, 11, 11), (16, 18), (0, 1)),
-    ((15, 12, 9), (25, 25), (9, 9)),
-]
+# --- activations ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ksizes", "center", "place"), PLACES)
-def test_places_of_the_reference(
-    ksizes: tuple[int, ...], center: tuple[int, int], place: tuple[int, int]
+def test_parametric_softplus_is_its_formula() -> None:
+    """|a|·ln(1 + e^(b·x)) per unit in numpy, far out on both sides too."""
+    layer = ParametricSoftplus(5).double()
+    a = np.array([0.2, -1.5, 3.0, 0.0, 1.0])
+    b = np.array([5.0, 2.0, -0.7, 1.0, 0.0])
+    with torch.no_grad():
+        layer.a.copy_(torch.from_numpy(a))
+        layer.b.copy_(torch.from_numpy(b))
+    x = np.concatenate(
+        [np.random.default_rng(0).normal(0, 3, (50, 5)), [[-200.0] * 5, [200.0] * 5]]
+    )
+    found = layer(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(
+        found, np.abs(a) * np.logaddexp(0, b * x), rtol=1e-8, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parametric_softplus_is_a_rate(dtype: torch.dtype) -> None:
+    """Outputs are ≥ 0 for a and b of both signs."""
+    layer = ParametricSoftplus(4).to(dtype)
+    with torch.no_grad():
+        layer.a.copy_(torch.tensor([0.2, -0.2, 2.0, -2.0]))
+        layer.b.copy_(torch.tensor([5.0, 5.0, -5.0, -5.0]))
+    y = layer(maps(100, 4).to(dtype) * 10)
+    assert (y >= 0).all()
+    assert (y.max(0).values > 1).all()
+
+
+def test_parametric_softplus_starts_at_the_published_values() -> None:
+    """2U trainable scalars: a all .2, b all 5."""
+    layer = ParametricSoftplus(7)
+    assert {name: p.tolist() for name, p in layer.named_parameters()} == {
+        "a": pytest.approx([0.2] * 7),
+        "b": [5.0] * 7,
+    }
+    assert not list(layer.buffers())
+
+
+def test_parametric_softplus_has_correct_gradients() -> None:
+    """Numeric and analytic gradients agree in x, a and b, for a of both signs."""
+    layer = ParametricSoftplus(2).double()
+
+    def function(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        y: Tensor = functional_call(layer, {"a": a, "b": b}, (x,))
+        return y
+
+    a, b = torch.tensor([0.3, -0.4]).double(), torch.tensor([5.0, -2.0]).double()
+    given = [one.requires_grad_() for one in (maps(3, 2), a, b)]
+    assert torch.autograd.gradcheck(function, given)
+
+
+# --- what all layers share --------------------------------------------------------
+
+SAMPLES: dict[type[nn.Module], tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    AbsBatchNorm1d: (lambda: AbsBatchNorm1d(4, 1e-3, 0.2), (6, 4)),
+    AbsBatchNorm2d: (lambda: AbsBatchNorm2d(4, 1e-3, 0.2), (6, 4, 3, 2)),
+    Dropout: (lambda: Dropout(0.4), (6, 4)),
+    FlatBatchNorm: (
+        lambda: FlatBatchNorm(AbsBatchNorm1d(24, 1e-3, 0.2)),
+        (6, 4, 3, 2),
+    ),
+    GaussianNoise: (lambda: GaussianNoise(0.3), (6, 4)),
+    GrabUnits: (lambda: GrabUnits([(1, 2), (5, 5)], [3], [1, 7, 8]), (6, 2, 5, 6)),
+    LinearStackedConv2d: (
+        lambda: LinearStackedConv2d(2, 3, 6, 2, 1, drop_p=0.3),
+        (6, 2, 9, 9),
+    ),
+    OneHot: (lambda: OneHot(3, 4, 5, True), (6, 3, 4, 5)),
+    ParametricSoftplus: (lambda: ParametricSoftplus(4), (6, 4)),
+    ShakeShake: (lambda: ShakeShake(lambda: nn.Conv2d(2, 3, 3), 2), (6, 2, 6, 6)),
+}
+each_layer = pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
+each_mode = pytest.mark.parametrize("training", [True, False])
+each_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def sample(kind: type[nn.Module], seed: int, dtype: torch.dtype) -> tuple[Any, Tensor]:
+    """A layer with random parameters of both signs, and an input."""
+    make, shape = SAMPLES[kind]
+    torch.manual_seed(seed)
+    layer = make().to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return layer, maps(*shape).to(dtype)
+
+
+def called(layer: nn.Module, call: Callable[[], Tensor], training: bool) -> Tensor:
+    """The output of a call with all random layers seeded anew."""
+    layer.train(training)
+    generator = seeded()
+    for module in layer.modules():
+        if isinstance(module, RandomModule):
+            module.generator = generator
+    return call().detach()
+
+
+def copies(layer: nn.Module) -> dict[str, Tensor]:
+    """Copies of a layer's state, detached."""
+    return {name: value.clone() for name, value in layer.state_dict().items()}
+
+
+def test_every_layer_has_a_sample() -> None:
+    """The tests below know every layer that the package offers."""
+    offered = {getattr(gridrun.nn, name) for name in gridrun.nn.__all__}
+    layers = {one for one in offered if isinstance(one, type)} - {RandomModule}
+    assert layers == set(SAMPLES)
+
+
+@each_layer
+@each_mode
+@each_type
+def test_layers_keep_the_type(
+    kind: type[nn.Module], training: bool, dtype: torch.dtype
 ) -> None:
-    """A centre of a 50×50 image is read where the reference says, borders clipped."""
-    grab = GrabUnits([center], ksizes, [40, 50, 50])
-    side = 50 - sum(k - 1 for k in ksizes)
-    grid = torch.arange(side * side, dtype=torch.float64).view(1, 1, side, side)
-    assert divmod(int(grab(grid)), side) == place
+    """Outputs and all floating gradients have the module's type and are finite."""
+    layer, x = sample(kind, 0, dtype)
+    x.requires_grad_()
+    y = layer.train(training)(x)
+    y.square().sum().backward()
+    found = [y, x.grad, *(parameter.grad for parameter in layer.parameters())]
+    assert all(one.dtype is dtype and one.isfinite().all() for one in found)
 
 
-def test_unit_u_reads_channel_u() -> None:
-    """Each unit reads its own channel at its own place, for every sample."""
-    grab = GrabUnits([(1, 2), (4, 3), (2, 4)], [3], [1, 7, 6])
-    x = maps(2, 3, 5, 4)
-    expected = torch.stack([x[:, 0, 0, 1], x[:, 1, 3, 2], x[:, 2, 1, 3]], 1)
-    assert torch.equal(grab(x), expected)
+@each_layer
+def test_single_precision_is_double_precision_rounded(kind: type[nn.Module]) -> None:
+    """In evaluation float32 agrees with float64 to 1e-5."""
+    layer, x = sample(kind, 0, torch.float32)
+    with torch.no_grad():
+        single = layer.eval()(x)
+        double = layer.double()(x.double())
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_and_columns_have_their_own_limits() -> None:
-    """In an image that is not square each axis is clipped by its own side."""
-    grab = GrabUnits([(9, 19), (0, 0)], [5], [1, 10, 20])
-    assert grab.rows.tolist() == [5, 0]
-    assert grab.columns.tolist() == [15, 0]
-
-
-@pytest.mark.parametrize(
-    ("center", "rows", "columns"),
-    [((20, 30), (3, 37), (13, 47)), ((25, 25), (8, 42), (8, 42))],
-)
-def test_the_input_gradient_spans_the_receptive_field(
-    center: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+@each_layer
+@each_mode
+@each_type
+def test_layers_are_functions_of_their_state(
+    kind: type[nn.Module], training: bool, dtype: torch.dtype
 ) -> None:
-    """A unit sees exactly its 35×35 pixels, whose middle is its centre."""
-    convs = nn.Sequential(*(nn.Conv2d(1, 1, k) for k in (15, 11, 11)))
-    for conv in convs:
-        nn.init.ones_(conv.weight)
-    x = torch.zeros(1, 1, 50, 50, requires_grad=True)
-    GrabUnits([center], [15, 11, 11], [1, 50, 50])(convs(x)).sum().backward()
-    assert x.grad is not None
-    seen = x.grad[0, 0].nonzero()
-    assert tuple(seen.min(0).values.tolist()) == (rows[0], columns[0])
-    assert tuple(seen.max(0).values.tolist()) == (rows[1], columns[1])
-    assert len(seen) == 35 * 35
+    """Called with another's state a layer gives the other's output and statistics."""
+    layer, x = sample(kind, 0, dtype)
+    other, _ = sample(kind, 1, dtype)
+    state, own = copies(other), copies(layer)
+    found = called(layer, lambda: functional_call(layer, state, (x,)), training)
+    assert torch.equal(found, called(other, lambda: other(x), training))
+    for name, value in other.state_dict().items():
+        assert torch.equal(state[name], value), name
+    for name, value in layer.state_dict().items():
+        assert torch.equal(own[name], value), name
 
 
-@pytest.mark.parametrize("center", [(50, 3), (3, 50), (-1, 3), (3, -1)])
-def test_a_centre_outside_the_image_is_refused(center: tuple[int, int]) -> None:
-    """The error names unit, centre and image."""
-    with pytest.raises(ConfigError) as caught:
-        GrabUnits([(3, 3), center], [15], [40, 50, 50])
-    assert all(text in str(caught.value) for text in ("unit 1", str(center), "50×50"))
+@each_layer
+@each_mode
+@each_type
+def test_states_make_a_fresh_layer_the_same(
+    kind: type[nn.Module], training: bool, dtype: torch.dtype
+) -> None:
+    """Loaded strictly into a fresh layer a used one's state gives the same bits."""
+    layer, x = sample(kind, 0, dtype)
+    layer.train()(x * 2 + 1)
+    state = copies(layer)
+    assert all(isinstance(value, Tensor) for value in state.values())
+    fresh = SAMPLES[kind][0]().to(dtype)
+    fresh.load_state_dict(state, strict=True)
+    found = called(fresh, lambda: fresh(x), training)
+    assert torch.equal(found, called(layer, lambda: layer(x), training))
+    assert fresh.state_dict().keys() == state.keys()
 
 
-def test_places_move_with_the_module_and_stay_out_of_the_state() -> None:
-    """Index tensors are buffers, and not part of the state dict."""
-    grab = GrabUnits([(3, 3)], [3], [1, 8, 8])
-    assert {name for name, _ in grab.named_buffers()} == {"rows", "columns"}
-    assert not grab.state_dict()
+@each_layer
+def test_layers_can_be_stacked(kind: type[nn.Module]) -> None:
+    """vmap over stacked states gives each layer's own output, in evaluation."""
+    layers = [sample(kind, seed, torch.float64)[0].eval() for seed in range(3)]
+    x = sample(kind, 0, torch.float64)[1]
+    expected = torch.stack([layer(x) for layer in layers]).detach()
+    parameters, buffers = stack_module_state(layers)
+    state = {**parameters, **buffers}
+
+    def evaluate(i: Tensor, one: dict[str, Tensor]) -> Tensor:
+        y: Tensor = functional_call(layers[0], one, (x,))
+        return y
+
+    found = vmap(evaluate)(torch.arange(3), state).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_layer
+def test_samples_do_not_mix_in_evaluation(kind: type[nn.Module]) -> None:
+    """In evaluation an output depends on its own sample alone, and repeats."""
+    layer, x = sample(kind, 0, torch.float64)
+    layer.eval()
+    with torch.no_grad():
+        y = layer(x)
+        assert torch.equal(layer(x), y)
+        torch.testing.assert_close(layer(x[:1]), y[:1], rtol=1e-12, atol=1e-12)
+
+
+@each_layer
+@each_mode
+def test_layers_leave_their_input_as_it_was(
+    kind: type[nn.Module], training: bool
+) -> None:
+    """No layer writes into x."""
+    layer, x = sample(kind, 0, torch.float64)
+    before = x.clone()
+    layer.train(training)(x)
+    assert torch.equal(x, before)

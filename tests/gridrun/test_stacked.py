@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import signal
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gridrun.errors import ConfigError
-from gridrun.nn import LinearStackedConv2d, valid_map
+from gridrun.nn import LinearStackedConv2d, ShakeShake, collapse_stacks, valid_map
 from gridrun.nn.stacked import compose_kernels, sub_kernels
 
 KSIZES = range(1, 18)
@@ -213,3 +214,93 @@ def test_collapsed_convolutions_keep_the_type() -> None:
     """A float64 stack collapses to float64, a float32 one to float32."""
     assert stack(2, 3, 5).collapse().weight.dtype is torch.float64
     assert stack(2, 3, 5).float().collapse().weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize("ksize", KSIZES)
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 5), (2, 1), (4, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_the_factors_are_those_through_the_composed_kernel(
+    ksize: int, stride: int, padding: int, bias: bool
+) -> None:
+    """One large convolution of the composed kernel gives the factors' gradients."""
+    whole = stack(2, 3, ksize, stride, padding, bias=bias, drop_p=0.4).eval()
+    x = image(ksize + 6)
+    kernel = whole.convs[0].weight
+    for conv in list(whole.convs)[1:]:
+        kernel = compose_kernels(kernel, conv.weight)
+    y = F.conv2d(x, kernel, whole.convs[-1].bias, stride, padding)
+    parameters = list(whole.parameters())
+    expected = torch.autograd.grad(y.square().mean(), parameters)
+    found = torch.autograd.grad(whole(x).square().mean(), parameters)
+    for a, b in zip(found, expected, strict=True):
+        assert b.abs().max() > 0
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+class Nested(nn.Module):
+    """Stacks as a child, in a list and in Shake-Shake, each with another beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            LinearStackedConv2d(2, 3, 5, padding=2, drop_p=0.5), nn.Tanh()
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                LinearStackedConv2d(3, 3, 4, inner_bias=True), nn.BatchNorm2d(3)
+            )
+            for _ in range(2)
+        )
+        self.shaken = ShakeShake(lambda: LinearStackedConv2d(3, 2, 5, stride=2), 2)
+        self.last = nn.Conv2d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All of them, one after the other."""
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        y: Tensor = self.last(self.shaken(x))
+        return y
+
+
+def test_collapsing_nested_stacks_leaves_the_outputs() -> None:
+    """Every stack becomes its one convolution in place, at whatever depth."""
+    torch.manual_seed(0)
+    model = Nested().double().eval()
+    x = image(16, batch=3)
+    others = {
+        name: module
+        for name, module in model.named_modules()
+        if ".convs" not in name and not isinstance(module, LinearStackedConv2d)
+    }
+    others = {name: m for name, m in others.items() if not name.endswith(".dropout")}
+    with torch.no_grad():
+        expected = model(x)
+        assert collapse_stacks(model) is None
+        found = model(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    left = dict(model.named_modules())
+    assert not any(isinstance(m, LinearStackedConv2d) for m in left.values())
+    assert all(left[name] is module for name, module in others.items())
+    added = {name: module for name, module in left.items() if name not in others}
+    assert {name: type(module) for name, module in added.items()} == dict.fromkeys(
+        (
+            "first.0",
+            "blocks.0.0",
+            "blocks.1.0",
+            "shaken.branches.0",
+            "shaken.branches.1",
+        ),
+        nn.Conv2d,
+    )
+
+
+def test_collapsed_convolutions_can_be_trained() -> None:
+    """The one convolution's kernel and bias are leaves of their own."""
+    whole = stack(2, 3, 7, padding=1)
+    plain = whole.collapse()
+    plain(image(9)).square().sum().backward()
+    assert plain.weight.is_leaf
+    assert plain.weight.grad.abs().max() > 0
+    assert plain.bias.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in whole.parameters())
