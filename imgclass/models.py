@@ -268,6 +268,13 @@ class SmallNet(nn.Module):
         super().__init__()
         blocks: list[nn.Module] = []
         cin, side = img_shape[0], (img_shape[1], img_shape[2])
+        lengths = [len(one) for one in (chans, ksizes, strides, paddings, drop_ps[1:])]
+        if len(set(lengths)) > 1:
+            raise ConfigError(
+                f"chans: SmallNet has chans, ksizes, strides, paddings and drop_ps of "
+                f"{len(chans)}, {len(ksizes)}, {len(strides)}, {len(paddings)} and "
+                f"{len(drop_ps)} values; drop_ps has one more than the others"
+            )
         layers = zip(chans, ksizes, strides, paddings, drop_ps[:-1], strict=True)
         for i, (*sizes, drop_p) in enumerate(layers):
             conv = _Conv(*sizes)
