@@ -9,8 +9,10 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,8 +64,11 @@ class Readers:
     def __init__(self, rows: Rows, n: int) -> None:
         self.rows = rows
         self._children = [start_child("gridrun.readers", threads=1) for _ in range(n)]
+        self._waiting: collections.deque[tuple[int, Starts]] = collections.deque()
+        self._own: NDArray[Any] | None = None
         for _, connection in self._children:
-            connection.send(rows)
+            with contextlib.suppress(OSError):
+                connection.send(rows)
 
     @property
     def pids(self) -> list[int]:
@@ -75,7 +80,9 @@ class Readers:
 
         A batch whose reader has died is read here.
         """
-        waiting: collections.deque[tuple[int, Starts]] = collections.deque()
+        waiting = self._waiting
+        while waiting:  # left by an iteration that was given up
+            self._received(*waiting.popleft())
         for number, starts in enumerate(batches):
             child = number % len(self._children)
             with contextlib.suppress(OSError):
@@ -90,8 +97,10 @@ class Readers:
         try:
             found: NDArray[Any] | Exception = self._children[child][1].recv()
         except (EOFError, OSError):
-            logger.warning("a process that reads ahead has died; reading goes on")
-            return np.ascontiguousarray(self.rows.open()[starts])
+            if self._own is None:
+                logger.warning("a process that reads ahead has died; reading goes on")
+                self._own = self.rows.open()
+            return np.ascontiguousarray(self._own[starts])
         if isinstance(found, Exception):
             raise found
         return found
@@ -109,18 +118,29 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    arguments = (connection, sent)
+    threading.Thread(target=_receive, args=arguments, daemon=True).start()
     samples: NDArray[Any] | None = None
-    rows: Rows | None = None
-    with contextlib.suppress(EOFError, OSError):
-        rows = connection.recv()
-        while True:
-            starts = connection.recv()
-            try:
-                samples = rows.open() if samples is None else samples
-                answer: Any = np.ascontiguousarray(samples[starts])
-            except Exception as error:  # noqa: BLE001 - told to the parent
-                answer = error
+    rows: Rows | None = sent.get()
+    while rows is not None and (starts := sent.get()) is not None:
+        try:
+            samples = rows.open() if samples is None else samples
+            answer: Any = np.ascontiguousarray(samples[starts])
+        except Exception as error:  # noqa: BLE001 - told to the parent
+            answer = error
+        try:
             connection.send(answer)
+        except OSError:
+            return
+
+
+def _receive(connection: Connection[Any, Any], sent: queue.SimpleQueue[Any]) -> None:
+    """Take all that the parent sends, so that it never waits; at its end, None."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            sent.put(connection.recv())
+    sent.put(None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from gridrun.hdf5 import cache_folder, data_folder, open_file, reading
 from gridrun.readers import Rows
 from gridrun.training.data import Data, DataInfo
 from torchdeepretina.hyperparams import RetinaHyperparams
-from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Floats, Recording
+from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Recording
 from torchdeepretina.windows import (
     Ints,
     Windows,
@@ -127,11 +127,7 @@ def _layout(recording: Recording, hyps: RetinaHyperparams) -> Layout | None:
     table, _ = recording.centers(
         hyps.dataset, len(train), (hyps.img_shape[1], hyps.img_shape[2]), hyps.convgc
     )
-    known: dict[str, Floats] = {kind: test}
-    if kind != "binned" and "binned" in recording.file["test/response"]:
-        counts = recording.response("test", "binned", n_frames["test"])
-        if counts is not None and counts.shape == test.shape:
-            known["binned"] = counts
+    known = recording.sound_responses("test", test.shape) | {kind: test}
     repeats = recording.repeats(kind, known, n_frames["test"])
     if problems or found is None:
         return None

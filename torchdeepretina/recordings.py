@@ -243,6 +243,17 @@ class Recording:
             return None
         return self._cut(name, data, n_frames)
 
+    def sound_responses(self, split: str, shape: tuple[int, ...]) -> dict[str, Floats]:
+        """Every response type (C, T) that is there and without fault."""
+        found: dict[str, Floats] = {}
+        for kind in RESPONSE_TYPES:
+            n_problems = len(self.problems)
+            values = self.response(split, kind, shape[1])
+            del self.problems[n_problems:]
+            if values is not None and values.shape == shape:
+                found[kind] = values
+        return found
+
     def _cut(self, name: str, data: Any, n_frames: int) -> Floats | None:
         """Finite values ≥ 0 (..., T) of an array (..., T or T+1)."""
         if data.shape[-1] not in (n_frames, n_frames + 1):
@@ -301,7 +312,8 @@ class Recording:
         mean = found.mean(0)
         matches = {one: _correlation(mean, values) for one, values in responses.items()}
         best = max(matches, key=lambda one: matches[one])
-        if best != kind and matches[kind] < LEAST_MATCH:
+        is_named = kind in group
+        if not is_named and best != kind and matches[kind] < LEAST_MATCH:
             self.warnings.append(
                 f"/test/repeats match {best} (r = {matches[best]:.3f}), not "
                 f"response_type {kind} (r = {matches[kind]:.3f}): no noise ceiling"
@@ -431,22 +443,20 @@ def sta_peaks(path: Path, frame_shape: tuple[int, int]) -> Centers:
     with reading(path), open_file(path) as file:
         stimulus = find_array(file, "/train/stimulus", 3)
         counts = find_array(file, "/train/response/binned", 2)
-        if "stas" in file.get("train", {}):
-            stas = {
-                int(match[1]) - 1: data[:].astype(np.float64)
-                for name, data in file["train/stas"].items()
-                if (match := re.fullmatch(r"cell(\d+)", name))
-                and isinstance(data, h5py.Dataset)
-                and data.ndim == 3
-            }
-        elif isinstance(stimulus, str) or isinstance(counts, str):
-            return {}
-        else:
+        held = file["train/stas"] if "stas" in file.get("train", {}) else None
+        stas: dict[int, Floats] = {}
+        if isinstance(held, h5py.Group):
+            for name in held:
+                match = re.fullmatch(r"cell(\d+)", name)
+                data = find_array(file, f"/train/stas/{name}", 3)
+                if match and not isinstance(data, str):
+                    stas[int(match[1]) - 1] = data[:].astype(np.float64)
+        elif not isinstance(stimulus, str) and not isinstance(counts, str):
             stas = dict(enumerate(_triggered_sum(stimulus, counts[:])))
     return {
         cell: spatial_peak(sta)
         for cell, sta in stas.items()
-        if sta.shape[1:] == frame_shape
+        if sta.shape[1:] == frame_shape and sta.any() and np.isfinite(sta).all()
     }
 
 
