@@ -77,17 +77,34 @@ class RetinaModel(nn.Module):
 
 
 class HiddenBlock(nn.Module):
-    """conv → batch norm → noise → ReLU."""
+    """conv → batch norm → noise → ReLU → mask.
 
-    def __init__(self, conv: nn.Module, norm: nn.Module | None, noise: float) -> None:
+    Args:
+        conv: Convolution or stack with `n_chans` outputs.
+        norm: Batch norm, or None.
+        noise: Standard deviation.
+        n_chans: Channels; `mask` (C,) is 1, or 0 for pruned ones.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, conv: nn.Module, norm: nn.Module | None, noise: float, n_chans: int
+    ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm if norm is not None else nn.Identity()
         self.noise = GaussianNoise(noise)
+        self.n_chans = n_chans
+        self.register_buffer("mask", torch.ones(n_chans))
+
+    def close(self, channel: int) -> None:
+        """Let a channel emit 0 from here on."""
+        self.mask[channel] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.noise(self.norm(self.conv(x)))
-        return y.relu()
+        return y.relu() * self.mask[:, None, None]
 
 
 Norms = tuple[type[nn.BatchNorm1d], type[nn.BatchNorm2d]]
@@ -137,7 +154,7 @@ class HiddenLayers(nn.Sequential):
                 norm = norm2d(cout, NORM_EPS, bn_moment)
             elif bnorm:
                 norm = FlatBatchNorm(norm1d(cout * height * width, NORM_EPS, bn_moment))
-            self.append(HiddenBlock(conv, norm, noise))
+            self.append(HiddenBlock(conv, norm, noise, cout))
             shape = (cout, height, width)
         self.map_shape = shape
 

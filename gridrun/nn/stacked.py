@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from gridrun.errors import ConfigError
 from gridrun.nn.noise import Dropout
@@ -95,7 +96,8 @@ class LinearStackedConv2d(nn.Module):
             if conv.bias is not None:
                 bias = conv.bias if bias is None else bias + conv.bias
             kernel = compose_kernels(kernel, conv.weight)
-        whole = nn.Conv2d(
+        whole: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
+            nn.Conv2d,
             kernel.shape[1],
             kernel.shape[0],
             kernel.shape[-1],
