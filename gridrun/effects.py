@@ -17,8 +17,9 @@ from gridrun.config import (
     defaults_of,
     raise_problems,
     shown,
+    weights_hash,
 )
-from gridrun.errors import ConfigError, DataError
+from gridrun.errors import CheckpointError, ConfigError, DataError
 from gridrun.grid import axis_keys
 from gridrun.planner import data_key
 from gridrun.plugins import Library, reads
@@ -165,13 +166,16 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
         if infos[key] is None:
             continue
         read = reads(request.library.model(hyps.model_type))
-        settings = repr([key, hyps.model_type, *(getattr(hyps, n, 0) for n in read)])
+        values = [getattr(hyps, name, None) for name in read]
+        settings = repr([key, hyps.model_type, hyps.init_weights_path, *values])
         if settings in built:
             continue
         built.add(settings)
         try:
             with torch.device("meta"):
-                build_model(request.library, hyps, infos[key])
+                model = build_model(request.library, hyps, infos[key])
+            if hyps.init_weights_path is not None:
+                _check_weights(Path(hyps.init_weights_path), model)
             notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:
@@ -181,6 +185,20 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     if data_problems:
         raise DataError(list(dict.fromkeys(data_problems)))
     return tuple(notices)
+
+
+def _check_weights(path: Path, model: Any) -> None:
+    from gridrun.training.checkpoint import misfits, read_weights
+
+    try:
+        wrong = misfits(read_weights(path), model)
+    except CheckpointError as error:
+        raise ConfigError(f"init_weights_path: {error}") from error
+    if wrong:
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ConfigError(
+            f"init_weights_path: {path} does not fit this model: {wrong[0]}{more}"
+        )
 
 
 def make_specs(
@@ -203,8 +221,8 @@ def make_specs(
     specs = []
     for point, inactive in zip(grid_points, effects.inactive, strict=True):
         hyps = _with_final_values(point.hyps, request.library)
-        seed = base_seed if hyps.seed is None else hyps.seed
-        for repeat in range(hyps.n_repeats):
+        seed = base_seed if hyps.base_seed is None else hyps.base_seed
+        for repeat in range(hyps.n_runs):
             specs.append(make_spec(hyps, point.axes, repeat, seed, inactive))
     _refuse_equal_runs(request, specs)
     return specs
@@ -214,7 +232,17 @@ def _with_final_values(hyps: Hyperparams, library: Library) -> Hyperparams:
     root, _ = data_root(hyps.data_root)
     save = hyps.save_root if hyps.save_root is not None else str(Path.cwd())
     final = {"data_root": root, "save_root": save, "library": library.name}
+    if hyps.init_weights_path is not None:
+        final["init_weights_path"] = str(kept_weights(hyps))
     return hyps.model_copy(update=final)
+
+
+def kept_weights(hyps: Hyperparams) -> Path:
+    """Where a sweep keeps the weights that its runs start from, by their hash."""
+    assert hyps.init_weights_path is not None
+    sweep = Path(hyps.save_root or Path.cwd()) / hyps.exp_name
+    digest = weights_hash(Path(hyps.init_weights_path))
+    return sweep.absolute() / "init_weights" / f"{digest}.pt"
 
 
 def _refuse_equal_runs(request: Request, specs: Sequence[RunSpec]) -> None:

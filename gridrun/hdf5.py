@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def find_array(file: Any, name: str, n_dimensions: int, kinds: str = "iuf") -> A
     node, seen = file, ""
     for part in name.strip("/").split("/"):
         if not isinstance(node, h5py.Group) or part not in node:
-            there = list(node) if isinstance(node, h5py.Group) else []
+            there = [str(one) for one in node] if isinstance(node, h5py.Group) else []
             return (
                 f"{name} is missing: {seen or '/'} has no {part!r}"
                 f"{suggest(part, there)}"
@@ -92,10 +93,52 @@ def find_array(file: Any, name: str, n_dimensions: int, kinds: str = "iuf") -> A
         return f"{name} is a group, not a data set"
     if node.shape is None or node.ndim != n_dimensions:
         return f"{name} has shape {node.shape}; {n_dimensions} dimensions expected"
-    if node.dtype.kind not in kinds:
-        wanted = "numbers" if "f" in kinds else "integers"
-        return f"{name} holds {node.dtype}; {wanted} expected"
-    return node
+    dtype = type_of(node)
+    if dtype is None or dtype.kind not in kinds:
+        words = {"f": "numbers", "O": "text"}
+        wanted = next((words[k] for k in words if k in kinds), "integers")
+        return f"{name} holds {dtype or 'values of unknown type'}; {wanted} expected"
+    return _not_stored(name, node) or node
+
+
+def members(file: Any, name: str) -> list[str]:
+    """Names in a group; none if there is no such group."""
+    node = file.get(name)
+    return [str(one) for one in node] if isinstance(node, h5py.Group) else []
+
+
+def type_of(data: Any) -> np.dtype[Any] | None:
+    """The type of an array's values; None if numpy has none like it."""
+    try:
+        found: np.dtype[Any] = data.dtype
+    except TypeError:
+        return None
+    return found
+
+
+def _not_stored(name: str, data: Any) -> str:
+    """What keeps an array from being wholly in its file, as text; else nothing.
+
+    HDF5 gives zeros for what was never written, however much the file declares, and
+    for absent sources of virtual arrays; one that is its own source ends the process.
+    """
+    if data.is_virtual:
+        return f"{name} is virtual; copy its values into the file"
+    if data.external or not data.size:
+        return ""
+    if data.chunks is None:
+        stored, n_bytes = data.id.get_storage_size(), data.size * data.dtype.itemsize
+        if stored >= n_bytes:
+            return ""
+        return f"{name} has shape {data.shape}, but {stored:,} of {n_bytes:,} bytes"
+    wanted = math.prod(-(-n // m) for n, m in zip(data.shape, data.chunks, strict=True))
+    written = data.id.get_num_chunks()
+    if written >= wanted:
+        return ""
+    return (
+        f"{name} has shape {data.shape}, but {written:,} of its {wanted:,} chunks were "
+        "written"
+    )
 
 
 def chunks(data: Any) -> Iterator[tuple[int, Any]]:
@@ -105,7 +148,15 @@ def chunks(data: Any) -> Iterator[tuple[int, Any]]:
     if getattr(data, "chunks", None):
         step = max(step // data.chunks[0], 1) * data.chunks[0]
     for first in range(0, len(data), step):
-        yield first, data[first : first + step]
+        yield first, values_of(data, slice(first, first + step))
+
+
+def values_of(data: Any, part: slice = slice(None)) -> Any:
+    """Values of an array; an error of reading names it."""
+    try:
+        return data[part]
+    except OSError as error:
+        raise OSError(f"{data.name}: {error}") from error
 
 
 def mapped_array(path: Path, name: str, dtype: Any, cache: Path) -> NDArray[Any]:
@@ -139,7 +190,7 @@ def mapped_array(path: Path, name: str, dtype: Any, cache: Path) -> NDArray[Any]
                     made = _decompressed(data, wanted, folder / f"{stem}.npy")
                     mapped: NDArray[Any] = np.load(made, mmap_mode="c")
                     return mapped
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     logger.debug("%s: %s", folder, error)
             logger.warning(
                 "%s: no room to keep %s decompressed in %s; each worker reads its own",
@@ -182,6 +233,12 @@ def user_cache() -> Path:
     return Path(root).expanduser() / "gridrun"
 
 
+def _sound_chunks(data: Any) -> Iterator[tuple[int, Any]]:
+    """Its chunks; damage is a `DataError`, as an `OSError` is the cache's."""
+    with reading(Path(data.file.filename)):
+        yield from chunks(data)
+
+
 def _decompressed(data: Any, dtype: np.dtype[Any], target: Path) -> Path:
     """Write an array as .npy, unless that is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +253,7 @@ def _decompressed(data: Any, dtype: np.dtype[Any], target: Path) -> Path:
                 np.lib.format.write_array_header_1_0(
                     file, header | {"shape": data.shape}
                 )
-                for _, part in chunks(data):
+                for _, part in _sound_chunks(data):
                     file.write(np.ascontiguousarray(part, dtype).tobytes())
                 file.flush()
                 os.fsync(file.fileno())

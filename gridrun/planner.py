@@ -12,6 +12,15 @@ from gridrun.config import Hyperparams, keys_of
 from gridrun.run import RunState
 
 LARGEST_AUTO_COHORT = 8
+# keys of other groups that the data depend on
+DATA_KEYS = (
+    "img_shape",
+    "split_seed",
+    "bootstrap_index",
+    "train_set_size",
+    "val_set_size",
+    "convgc",  # asks where the cells lie
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +63,7 @@ class Job:
 def data_key(hyps: Hyperparams) -> str:
     """Equal for runs that use the same data, split and normalisation."""
     names = [n for n, facts in keys_of(type(hyps)).items() if facts.group == "data"]
-    names += ["img_shape", "split_seed"]
-    values = {name: getattr(hyps, name) for name in names}
+    values = {name: getattr(hyps, name, None) for name in [*names, *DATA_KEYS]}
     return json.dumps([type(hyps).__name__, values], sort_keys=True)
 
 

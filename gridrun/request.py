@@ -278,8 +278,10 @@ def _with_absolute_paths(
 
 
 def _refuse_too_many(base: Mapping[str, Any], grids: Sequence[Grid], name: str) -> None:
-    repeats = base.get("n_repeats", 1)
-    n_repeats = repeats if isinstance(repeats, int) and repeats > 0 else 1
+    repeats = [base.get("n_repeats"), base.get("bootstrap")]
+    if isinstance(base.get("seeds"), list):
+        repeats.append(len(base["seeds"]))
+    n_repeats = max([1, *(n for n in repeats if isinstance(n, int))])
     n_runs = sum(grid.n_points for grid in grids) * n_repeats
     if n_runs > MAX_RUNS:
         raise ConfigError(

@@ -82,28 +82,32 @@ def make_spec(
     Args:
         hyps: The completed configuration of the grid point.
         axes: Its swept values.
-        repeat: From 0; added to the base seed.
-        base_seed: The seed of repeat 0.
+        repeat: From 0.
+        base_seed: Seeds the split, and repeat r with r more, unless `seeds` are given.
         inactive: Keys that change nothing here, left out of the identity.
     """
-    split_seed = base_seed if hyps.split_seed is None else hyps.split_seed
-    own: dict[str, Any] = {
-        "seed": base_seed + repeat,
-        "split_seed": split_seed,
+    alone: dict[str, Any] = {
+        "split_seed": base_seed if hyps.split_seed is None else hyps.split_seed,
         "n_repeats": 1,
+        "seeds": None,
+        "bootstrap": 0,
         "starting_exp_num": None,
         "skip_nums": None,
     }
-    run = hyps.model_copy(update=own)
+    of_repeat = {
+        "seed": hyps.seeds[repeat] if hyps.seeds else base_seed + repeat,
+        "bootstrap_index": repeat if hyps.bootstrap else hyps.bootstrap_index,
+    }
+    run = hyps.model_copy(update=alone | of_repeat)
     inactive = frozenset(inactive)
-    seeds = {"seed", "split_seed"} - set(axes)
     first = run.model_copy(update={"seed": base_seed})
+    own = {"seed", "split_seed", "bootstrap_index"} - set(axes)
     return RunSpec(
         hyps=run,
         axes=axes,
         repeat=repeat,
         identity=identity(run, inactive),
-        point=identity(first, inactive | seeds),
+        point=identity(first, inactive | own),
     )
 
 

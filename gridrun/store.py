@@ -244,11 +244,15 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Add one epoch's row, on disk when this returns."""
         is_new = not self.metrics.exists()
+        columns = list(row)
+        if not is_new:
+            with self.metrics.open(encoding="utf-8", newline="") as file:
+                columns = next(csv.reader(file))
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         if is_new:
-            writer.writerow(row)
-        writer.writerow(row.values())
+            writer.writeheader()
+        writer.writerow(row)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
             file.flush()

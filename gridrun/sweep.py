@@ -25,7 +25,13 @@ import gridrun
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import write_tables
 from gridrun.config import Hyperparams, shown
-from gridrun.effects import Effects, check_data, check_effects, make_specs
+from gridrun.effects import (
+    Effects,
+    check_data,
+    check_effects,
+    kept_weights,
+    make_specs,
+)
 from gridrun.errors import ConfigError, StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
@@ -40,6 +46,7 @@ from gridrun.store import (
     assign_numbers,
     claim_holder,
     read_record,
+    write_durably,
     write_json,
 )
 from gridrun.tracking.progress import Progress
@@ -174,7 +181,7 @@ def number_runs(plan: Plan) -> Numbering:
 
 
 def _new_record(plan: Plan) -> dict[str, Any]:
-    given = plan.hyps.seed
+    given = plan.hyps.base_seed
     return {
         "schema_version": 1,
         "exp_name": plan.hyps.exp_name,
@@ -258,6 +265,7 @@ def settle(plan: Plan) -> Numbering:
         ) from error
     with plan.folder.locked():
         numbering = number_runs(plan)
+        _keep_weights(plan)
         write_json(plan.folder.record, numbering.record)
         runs = tuple(
             run
@@ -270,6 +278,17 @@ def settle(plan: Plan) -> Numbering:
     for run in runs:
         _remove_dead_claim(run)
     return dataclasses.replace(numbering, runs=runs)
+
+
+def _keep_weights(plan: Plan) -> None:
+    """Copy the weights that runs start from into the sweep's folder."""
+    for point in plan.points:
+        if point.hyps.init_weights_path is None:
+            continue
+        kept = kept_weights(point.hyps)
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            write_durably(kept, Path(point.hyps.init_weights_path).read_bytes())
 
 
 def _remove_dead_claim(run: PlannedRun) -> None:

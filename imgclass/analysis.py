@@ -12,6 +12,7 @@ from torch import nn
 
 from gridrun.errors import ConfigError
 from gridrun.training.data import in_order
+from gridrun.training.normalise import Normaliser
 from gridrun.training.trainer import EVAL_BATCH_SIZE
 from imgclass import datas
 from imgclass.hyperparams import ImageHyperparams
@@ -61,9 +62,11 @@ def predict(model: nn.Module, hyps: ImageHyperparams, split: str) -> Predictions
         raise ConfigError(f"split: expected train, val or test, got {split!r}")
     data = datas.open_data(hyps, torch.device("cpu"))
     images = cast(datas.Images, getattr(data, split))
+    normalise = Normaliser.load(data.norm_stats)
+    dtype = next(model.parameters()).dtype
     with torch.no_grad():
         logits = [
-            model(datas.normalise(batch.inputs, data.norm_stats))
+            model(normalise(batch.inputs.to(dtype)))
             for batch in in_order(images, EVAL_BATCH_SIZE)
         ]
     return Predictions(

@@ -66,7 +66,10 @@ def _split(file: Any, split: str, n_classes: int) -> tuple[dict[str, Any], set[b
         "mean": means.tolist(),
         "sd": np.sqrt(np.maximum(squares - means**2, 0)).tolist(),
         "n_per_class": np.bincount(labels, minlength=n_classes).tolist(),
-        "sha256": whole.hexdigest(),
+        "sha256": {
+            f"{split}/images": whole.hexdigest(),
+            f"{split}/labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+        },
     }
     return facts, digests
 
@@ -97,5 +100,6 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines += [
         f"{name}: {facts[name]}" for name in ("source", "licence") if name in facts
     ]
-    lines += [f"sha256 {facts[s]['sha256'][:16]}…  {s}/images" for s in SPLITS]
+    hashes = {**facts["train"]["sha256"], **facts["test"]["sha256"]}
+    lines += [f"sha256 {value[:16]}…  {name}" for name, value in hashes.items()]
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,23 @@ import torch
 from torch import Tensor
 
 from gridrun.errors import DataError
-from gridrun.hdf5 import cache_folder, data_folder, find_array, open_file, reading
+from gridrun.hdf5 import (
+    cache_folder,
+    data_folder,
+    find_array,
+    open_file,
+    reading,
+    values_of,
+)
 from gridrun.readers import Rows
-from gridrun.training.data import Batch, Data, DataInfo
+from gridrun.training.data import (
+    Batch,
+    Data,
+    DataInfo,
+    bootstrapped,
+    size_problems,
+)
+from gridrun.training.normalise import Normaliser
 from gridrun.training.seeding import random_subset
 from imgclass.augment import augmentation_problems
 from imgclass.hyperparams import ImageHyperparams
@@ -23,7 +37,6 @@ from imgclass.hyperparams import ImageHyperparams
 FILE_NAME = "images.h5"
 MAX_LEVEL = 255
 STATISTICS_IMAGES = 4096
-NORM_EPS = 1e-7
 SPLITS = ("train", "test")
 
 
@@ -56,6 +69,14 @@ class Images:
             inputs = self.images[self.starts(indices)]
         scaled = inputs.to(self.labels.device).float() / MAX_LEVEL
         return Batch(scaled, self.labels[indices.to(self.labels.device)])
+
+    def take(self, indices: Tensor) -> Images:
+        """The images at those indices."""
+        return dataclasses.replace(
+            self,
+            places=self.starts(indices),
+            labels=self.labels[indices.to(self.labels.device)],
+        )
 
 
 def images_path(hyps: ImageHyperparams) -> Path:
@@ -96,7 +117,8 @@ def split_indices(hyps: ImageHyperparams, n_samples: int) -> tuple[Tensor, Tenso
         val = torch.arange(first, first + n_val)
     is_train = torch.ones(n_samples, dtype=torch.bool)
     is_train[val] = False
-    return is_train.nonzero().squeeze(1), val
+    train = is_train.nonzero().squeeze(1)
+    return train[: hyps.train_set_size], val[: hyps.val_set_size]
 
 
 def inspect_data(hyps: ImageHyperparams) -> DataInfo:
@@ -114,12 +136,15 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
         if problems:
             raise DataError([f"{path}: {problem}" for problem in problems])
         n_train, n_val = split_sizes(len(file["train/labels"]), hyps.val_p)
+        sizes = {"train_set_size": n_train, "val_set_size": n_val}
+        if problems := size_problems(hyps, sizes):
+            raise DataError(problems)
         return DataInfo(
             n_units=len(class_names),
             labels={"n_units": len(class_names), "class_names": class_names},
             n_samples={
-                "train": n_train,
-                "val": n_val,
+                "train": hyps.train_set_size or n_train,
+                "val": hyps.val_set_size or n_val,
                 "test": len(file["test/labels"]),
             },
             files=[str(path)],
@@ -151,15 +176,16 @@ def image_set_problems(
 
 
 def _class_names(file: Any) -> list[str] | str:
-    if "class_names" not in file or not len(file["class_names"].shape or ()):
+    found = find_array(file, "/class_names", 1, kinds="OSU")
+    if isinstance(found, str):
         there = ", ".join(f"/{name}" for name in file) or "nothing"
-        return f"/class_names is missing: text (K,) expected; the file has {there}"
+        return f"{found}; text (K,) expected; the file has {there}"
     names = [
         name.decode("utf-8") if isinstance(name, bytes) else name
-        for name in file["class_names"][:]
+        for name in values_of(found)
     ]
     if not names or not all(isinstance(name, str) for name in names):
-        return f"/class_names holds {file['class_names'].dtype}; text (K,) expected"
+        return f"/class_names holds {found.dtype}; text (K,) expected"
     return names
 
 
@@ -236,7 +262,8 @@ def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
     rows = {s: Rows(path, f"/{s}/images", "|u1", cache) for s in SPLITS}
     mapped = {split: torch.from_numpy(rows[split].open()) for split in SPLITS}
     train, val = split_indices(hyps, len(labels["train"]))
-    mean, std = channel_statistics(mapped["train"], train)
+    means, variances = channel_statistics(mapped["train"], train)
+    normaliser = Normaliser.of_channels(hyps.normalizer, means, variances)
     place = device if _fits(info.n_bytes, device) else torch.device("cpu")
     images = {split: one.to(place) for split, one in mapped.items()}
 
@@ -245,13 +272,14 @@ def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
             images[name], places.to(place), labels[name][places].to(device), rows[name]
         )
 
-    return Data(
+    data = Data(
         train=split("train", train),
         val=split("train", val),
         test=split("test", torch.arange(len(labels["test"]))),
         info=dataclasses.replace(info, labels=dict(info.labels) | {"augment": names}),
-        norm_stats={"mean": mean, "std": std},
+        norm_stats=normaliser.stats(),
     )
+    return bootstrapped(data, hyps, stretch=1)
 
 
 def _fits(n_bytes: int, device: torch.device) -> bool:
@@ -264,7 +292,7 @@ def _fits(n_bytes: int, device: torch.device) -> bool:
 def channel_statistics(
     images: Tensor, places: Tensor
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, levels scaled to [0, 1].
+    """Mean and variance of each channel, levels scaled to [0, 1].
 
     Args:
         images: (M, C, H, W) uint8.
@@ -279,11 +307,4 @@ def channel_statistics(
     shares = counts / counts.sum(1, keepdim=True).double()
     means = shares @ levels
     variances = (shares * (levels - means[:, None]).square()).sum(1)
-    return means.tolist(), variances.sqrt().tolist()
-
-
-def normalise(images: Tensor, norm_stats: Mapping[str, Any]) -> Tensor:
-    """(images − mean) / std per channel, for images (B, C, H, W) in [0, 1]."""
-    mean = images.new_tensor(norm_stats["mean"])[:, None, None]
-    std = images.new_tensor(norm_stats["std"])[:, None, None]
-    return (images - mean) / (std + NORM_EPS)
+    return means.tolist(), variances.tolist()

@@ -87,7 +87,6 @@ class ImageHyperparams(Hyperparams):
         "per_channel",
         "how inputs are normalised, fitted on training samples",
         group="data",
-        available=False,
     )
 
     train_loop: Literal["train_loop"] = key(
@@ -107,8 +106,9 @@ class ImageHyperparams(Hyperparams):
             self.augment
         ):
             yield "augment", "an augmentation stands twice"
-        if self.batch_size == 1 and self.bnorm:
-            yield "batch_size", "1 with bnorm true; use at least 2"
+        for name in ("batch_size", "train_set_size"):
+            if getattr(self, name) == 1 and self.bnorm:
+                yield name, "1 with bnorm true; use at least 2"
         if self.model_type == "SmallNet" and not self.chans:
             yield "chans", "SmallNet needs at least one convolution"
         for name, expected in self._places().items():
@@ -155,6 +155,6 @@ class ImageHyperparams(Hyperparams):
             conditions["stackconvs"] = "needs a kernel larger than 3"
         if self.shuffle:
             conditions["val_loc"] = "needs shuffle false; else the split is random"
-        else:
+        elif not self.bootstrap and self.bootstrap_index is None:
             conditions["split_seed"] = "needs shuffle true; else the split is a block"
         return conditions | reasons

@@ -11,6 +11,7 @@ from gridrun.config import Hyperparams
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.losses import class_loss, l1_of_outputs
+from gridrun.training.normalise import Normaliser
 from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
 from imgclass import analysis, datas
 from imgclass.augment import augment_images
@@ -37,14 +38,14 @@ class ImageTrainer(Trainer):
         return analysis.predict(model, cast(ImageHyperparams, hyps), split)
 
     def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
-        """Images normalised per channel; in training augmented before that."""
+        """Images normalised; in training augmented before that."""
         images = batch.inputs
         if run.model.training:
             names = self.data.info.labels["augment"]
             images = augment_images(
                 images, names, run.random.generators["augmentation"]
             )
-        return datas.normalise(images, self.data.norm_stats)
+        return Normaliser.load(self.data.norm_stats)(images)
 
     def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
         """Loss of the labels plus the l1 term."""
@@ -61,7 +62,7 @@ class ImageTrainer(Trainer):
         """Loss and accuracy on the whole split."""
         total, correct = 0.0, 0
         for batch in in_order(split, EVAL_BATCH_SIZE):
-            logits = run.model(self.inputs(run, batch))
+            logits = run.model(self.inputs(run, batch.to(run.dtype)))
             loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
             total += float(loss) * len(batch)
             correct += n_correct(logits, batch.targets)

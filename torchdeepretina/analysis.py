@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -87,9 +88,10 @@ def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Prediction
     data = datas.open_data(hyps, torch.device("cpu"))
     windows = cast(Windows, getattr(data, split))
     retina: Any = model
+    dtype = next(model.parameters()).dtype
     with torch.no_grad():
         rates = [
-            retina.link(retina(batch.inputs))
+            retina.link(retina(batch.inputs.to(dtype)))
             for batch in in_order(windows, EVAL_BATCH_SIZE)
         ]
     cells = tuple(data.info.labels["cells"])
@@ -98,7 +100,7 @@ def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Prediction
     train = cast(Windows, data.train)
     repeats = windows.repeats
     return Predictions(
-        rates=(torch.cat(rates) * unit_hz).numpy(),
+        rates=(torch.cat(rates) * unit_hz).float().numpy(),
         targets=(windows.targets * unit_hz).numpy(),
         time_s=time_s,
         cells=cells,
@@ -162,11 +164,13 @@ def cell_metrics(predictions: Predictions) -> pd.DataFrame:
 
 def plot_predictions(
     predictions: Predictions,
-    cells: tuple[int, ...] | None = None,
+    cells: Sequence[int] | None = None,
     first_s: float = 0.0,
     duration_s: float = 4.0,
 ) -> Figure:
     """Recorded and predicted rate of some cells over some seconds.
+
+    Recorded is the mean over repeats, its band ± s.e.m., where there are repeats.
 
     Args:
         predictions: Of one split.
@@ -176,21 +180,34 @@ def plot_predictions(
     """
     from matplotlib.figure import Figure
 
-    chosen = cells if cells is not None else predictions.cells[:4]
-    r = predictions.pearson()
-    time_s = predictions.time_s - predictions.time_s[0]
-    is_shown = (time_s >= first_s) & (time_s < first_s + duration_s)
-    figure = Figure(figsize=(8, 1.6 * len(chosen) + 0.6), layout="constrained")
+    one = predictions
+    chosen = cells if cells is not None else one.cells[:4]
+    r = one.pearson()
+    time_s = one.time_s - one.time_s[0]
+    shown = (time_s >= first_s) & (time_s < first_s + duration_s)
+    t = time_s[shown]
+    figure = Figure(figsize=(8, 1.6 * len(chosen) + 0.7), layout="constrained")
     axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
     for axis, cell in zip(axes, chosen, strict=True):
-        unit = predictions.cells.index(cell)
-        t = time_s[is_shown]
-        recorded = predictions.targets[is_shown, unit]
-        axis.fill_between(t, recorded, color="0.8", label="recorded")
-        axis.plot(t, predictions.rates[is_shown, unit], "C3", lw=1.2, label="model")
-        axis.set_title(f"cell {cell}, r = {r[unit]:.2f} ({predictions.split})", size=9)
+        unit = one.cells.index(cell)
+        recorded = one.targets[shown, unit]
+        if one.repeats is None:
+            axis.fill_between(t, recorded, color="0.8", label="recorded")
+        else:
+            n_repeats = len(one.repeats)
+            spread = one.repeats[:, shown, unit].std(0, ddof=1) / n_repeats**0.5
+            label = f"recorded, mean ± s.e.m. of {n_repeats} repeats"
+            low, high = recorded - spread, recorded + spread
+            axis.fill_between(t, low, high, color="0.75", lw=0, label=label)
+        if one.truth is not None:
+            axis.plot(t, one.truth[shown, unit], "k", lw=0.8, label="true rate")
+        axis.plot(t, one.rates[shown, unit], "C3", lw=1.2, label="model")
+        axis.set_title(f"cell {cell}, r = {r[unit]:.2f} ({one.split})", size=9)
         axis.set_ylabel("rate (Hz)")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, ncols=2, fontsize=8, loc="upper right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False
+    )
     axes[-1].set_xlabel("time (s)")
     return figure

@@ -12,6 +12,7 @@ import torch
 
 from gridrun.analysis.tables import text_table
 from gridrun.data_check import Report, Scan, array_hashes, size_text
+from gridrun.hdf5 import find_array, members, type_of
 from torchdeepretina import metrics
 from torchdeepretina.recordings import (
     RESPONSE_TYPES,
@@ -29,7 +30,7 @@ FAR_PX = 3.0
 
 def check_recording(path: Path, file: Any) -> Report | None:
     """Everything about a recording; None if the file is something else."""
-    names = set(file) | set(file.get("train", {}))
+    names = {*file, *members(file, "train"), *members(file, "test")}
     if not names & {"stimulus", "response"}:
         return None
     recording = Recording(path, file)
@@ -50,7 +51,7 @@ def check_recording(path: Path, file: Any) -> Report | None:
         _cells(recording, responses, facts)
         if facts["train"].get("blocks"):
             _windows(facts)
-    other = _other_arrays(file, set(facts["sha256"]))
+    other = _other_arrays(recording, set(facts["sha256"]))
     facts["sha256"] |= array_hashes(file, other)
     report.lines = _lines(facts)
     return report
@@ -84,7 +85,7 @@ def _responses(
     recording: Recording, split: str, facts: dict[str, Any]
 ) -> dict[str, Floats]:
     """Every response type that the file holds."""
-    held = recording.file.get(f"{split}/response", {})
+    held = members(recording.file, f"{split}/response")
     kinds = [kind for kind in RESPONSE_TYPES if kind in held]
     n_frames = facts[split]["n_frames"]
     if not kinds:
@@ -111,7 +112,7 @@ def _cells(
                 odd = recording.warnings[n_warnings:]
                 del recording.warnings[n_warnings:]
                 facts["repeats"] = {"n": 0, "why": odd[-1] if odd else "none stored"}
-    held = recording.file.get("test/repeats", {})
+    held = members(recording.file, "test/repeats")
     if repeats is not None:
         kind = facts["repeats"]["response_type"]
         by_type = "one array per response type"
@@ -185,15 +186,24 @@ def _windows(facts: dict[str, Any]) -> None:
     }
 
 
-def _other_arrays(file: Any, known: set[str]) -> list[str]:
+def _other_arrays(recording: Recording, known: set[str]) -> list[str]:
+    """Arrays of numbers that can be read; others are warned of, unless errors."""
     names: list[str] = []
 
     def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and node.ndim and node.dtype.kind in "iuf":
+        if not isinstance(node, h5py.Dataset) or not node.ndim or name in known:
+            return
+        dtype = type_of(node)
+        if dtype is None or dtype.kind not in "iuf":
+            return
+        found = find_array(recording.file, f"/{name}", node.ndim)
+        if not isinstance(found, str):
             names.append(name)
+        elif found not in recording.problems:
+            recording.warnings.append(found)
 
-    file.visititems(visit)
-    return [name for name in names if name not in known]
+    recording.file.visititems(visit)
+    return names
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

@@ -16,19 +16,20 @@ from gridrun.config import suggest
 from gridrun.errors import DataError
 from gridrun.hdf5 import cache_folder, data_folder, open_file, reading
 from gridrun.readers import Rows
-from gridrun.training.data import Data, DataInfo
+from gridrun.training.data import Data, DataInfo, bootstrapped, size_problems
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Recording
 from torchdeepretina.windows import (
     Ints,
     Windows,
     WindowSplit,
-    frame_statistics,
+    fitted_normaliser,
     purge_reach,
     split_windows,
     window_starts,
 )
 
+BOOTSTRAP_STRETCH = 100
 Floats32 = NDArray[np.float32]
 
 
@@ -204,11 +205,15 @@ def _windows(
         return None
     starts = window_starts(blocks, n_lags, offset, hyps.n_skip_frames)
     test_starts = window_starts([(0, n_test)], n_lags, offset)
-    for name, found in (("/train", starts), ("/test", test_starts)):
-        if not len(found):
+    for name, found, n_frames in (
+        ("/train", starts, blocks[-1][1]),
+        ("/test", test_starts, n_test),
+    ):
+        if n_frames < n_lags + 2 or not len(found):
             problems.append(
-                f"{name} holds no window of {n_lags} frames (img_shape[0]) and "
-                "its target; use fewer frames of history"
+                f"{name} has {n_frames} frames, {len(found)} windows of {n_lags} "
+                f"(img_shape[0]) with a target; at least {n_lags + 2} frames are "
+                "needed, or fewer frames of history"
             )
     if problems:
         return None
@@ -219,7 +224,10 @@ def _windows(
             f"val_p {hyps.val_p} leaves no training window: {len(starts)} windows, "
             f"{len(split.val)} for validation, the rest within {reach} frames"
         )
-    return split, test_starts
+    sizes = {"train_set_size": len(split.train), "val_set_size": len(split.val)}
+    problems += size_problems(hyps, sizes)
+    train, val = split.train[: hyps.train_set_size], split.val[: hyps.val_set_size]
+    return WindowSplit(train, val, reach), test_starts
 
 
 def inspect_data(hyps: RetinaHyperparams) -> DataInfo:
@@ -262,7 +270,9 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
     n_lags = hyps.img_shape[0]
     rows = {split: stimulus_rows(layout, split, hyps) for split in SPLITS}
     stimuli = {split: torch.from_numpy(rows[split].open()) for split in SPLITS}
-    mean, std = frame_statistics(stimuli["train"], layout.windows.train, n_lags)
+    normaliser = fitted_normaliser(
+        hyps.normalizer, stimuli["train"], layout.windows.train, n_lags
+    )
     on_device = {split: stimulus.to(device) for split, stimulus in stimuli.items()}
 
     def windows(split: str, starts: Ints) -> Windows:
@@ -271,8 +281,7 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
             first_frames=torch.from_numpy(starts).to(device),
             targets=at_bins(layout.responses[split], starts),
             n_lags=n_lags,
-            mean=mean,
-            std=std,
+            normalise=normaliser,
             rows=dataclasses.replace(rows[split], span=n_lags),
             dt_s=layout.dt_s,
         )
@@ -289,13 +298,14 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
     if layout.counts is not None:
         counts = at_bins(layout.counts, layout.test_starts)
         test = dataclasses.replace(test, counts=counts)
-    return Data(
+    data = Data(
         train=windows("train", layout.windows.train),
         val=windows("train", layout.windows.val),
         test=test,
         info=_info(layout),
-        norm_stats={"mean": mean, "std": std},
+        norm_stats=normaliser.stats(),
     )
+    return bootstrapped(data, hyps, stretch=BOOTSTRAP_STRETCH)
 
 
 def stimulus_rows(layout: Layout, split: str, hyps: RetinaHyperparams) -> Rows:

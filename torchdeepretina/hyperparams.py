@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gridrun.config import Hyperparams, key, shown
+from gridrun.config import Hyperparams, key, shown, suggest
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -131,14 +131,12 @@ class RetinaHyperparams(Hyperparams):
         "global",
         "how inputs are normalised, fitted on training samples",
         group="data",
-        available=False,
     )
 
     train_loop: Literal["train_loop", "retinotopic_loop"] = key(
         "train_loop",
         "named training procedure of the Trainer",
         group="training",
-        available=("train_loop",),
     )
     lossfxn: Literal["PoissonNLLLoss", "MSELoss"] = key(
         "PoissonNLLLoss", "the loss of a prediction", group="training"
@@ -150,14 +148,12 @@ class RetinaHyperparams(Hyperparams):
         10.0,
         "weight of the semantic loss; retinotopic_loop",
         group="training",
-        available=False,
         ge=0,
     )
     semantic_l1: float = key(
         0.0,
         "l1 penalty of the one-hot weights; retinotopic_loop",
         group="training",
-        available=False,
         ge=0,
     )
 
@@ -165,48 +161,30 @@ class RetinaHyperparams(Hyperparams):
         False,
         "prune channels after n_epochs",
         group="pruning",
-        available=False,
     )
     prune_layers: list[str] = key(
         [],
         "prunable layers, in order; empty: all hidden ones",
         group="pruning",
-        available=False,
     )
-    prune_intvl: int = key(
-        10, "epochs per attempt", group="pruning", available=False, ge=1
-    )
+    prune_intvl: int = key(10, "epochs per attempt", group="pruning", ge=1)
     prune_tolerance: float = key(
         0.01,
         "largest accepted fall of val_acc",
         group="pruning",
-        available=False,
         ge=0,
     )
-    alpha_steps: int = key(
-        5, "integration steps", group="pruning", available=False, ge=1
-    )
-    intg_bsize: int = key(
-        500, "samples for the scores", group="pruning", available=False, ge=1
-    )
-    zero_bias: bool = key(
-        True, "a removed channel emits 0", group="pruning", available=False
-    )
+    alpha_steps: int = key(5, "integration steps", group="pruning", ge=1)
+    intg_bsize: int = key(500, "samples for the scores", group="pruning", ge=1)
+    zero_bias: bool = key(True, "a removed channel emits 0", group="pruning")
     reset_sd: bool = key(
         False,
         "retrain from initial weights after a removal",
         group="pruning",
-        available=False,
     )
-    reset_lr: bool = key(
-        False, "back to lr after a removal", group="pruning", available=False
-    )
-    abssum: bool = key(
-        False, "sum of |IG| instead of |sum of IG|", group="pruning", available=False
-    )
-    altn_layers: bool = key(
-        False, "alternate between layers", group="pruning", available=False
-    )
+    reset_lr: bool = key(False, "back to lr after a removal", group="pruning")
+    abssum: bool = key(False, "sum of |IG| instead of |sum of IG|", group="pruning")
+    altn_layers: bool = key(False, "alternate between layers", group="pruning")
 
     @classmethod
     def model_defaults(cls, model_type: str) -> Mapping[str, object]:
@@ -247,8 +225,10 @@ class RetinaHyperparams(Hyperparams):
                 "false makes rates negative, which PoissonNLLLoss cannot take; "
                 "set log_poisson true or softplus true",
             )
-        if self.batch_size == 1 and self.has_bnorm:
-            yield "batch_size", "1 with bnorm true; use at least 2"
+        yield from self._loop_problems()
+        for name in ("batch_size", "train_set_size"):
+            if getattr(self, name) == 1 and self.has_bnorm:
+                yield name, "1 with bnorm true; use at least 2"
 
     def _layer_problems(self) -> Iterable[tuple[str, str]]:
         """What the numbers of layers, channels and kernels say of each other.
@@ -278,6 +258,30 @@ class RetinaHyperparams(Hyperparams):
         if name == "LinearStackedBNCNN" and not self.stackconvs:
             yield "stackconvs", "false for LinearStackedBNCNN; BNCNN is its plain form"
 
+    def _loop_problems(self) -> Iterable[tuple[str, str]]:
+        is_retinotopic = self.train_loop == "retinotopic_loop"
+        known = TWO_HIDDEN + ANY_HIDDEN + NO_BNORM
+        if is_retinotopic and self.model_type in set(known) - {"RetinotopicModel"}:
+            yield (
+                "train_loop",
+                f"retinotopic_loop needs model_type RetinotopicModel, not "
+                f"{self.model_type}",
+            )
+        if not self.prune:
+            return
+        if is_retinotopic:
+            yield "prune", "true with retinotopic_loop; pruning is train_loop's"
+        names = [f"layers.{i}" for i in range(len(self.chans))]
+        if not names or self.model_type == "LN":
+            yield "prune", f"true, but {self.model_type} has no hidden layer here"
+            return
+        for name in self.prune_layers:
+            if name not in names:
+                near = suggest(name, names)
+                yield "prune_layers", f"no layer {name!r}{near}; there are {names}"
+        if len(set(self.prune_layers)) < len(self.prune_layers):
+            yield "prune_layers", "a layer stands twice"
+
     @property
     def _is_rectified(self) -> bool:
         """Whether z is never negative."""
@@ -287,6 +291,18 @@ class RetinaHyperparams(Hyperparams):
         """A softplus inside an exponential keeps rates above 1."""
         if self.lossfxn == "PoissonNLLLoss" and self._is_rectified and self.log_poisson:
             yield "log_poisson", "true with softplus true: no rate falls below 1"
+        if self.prune and not self.zero_bias:
+            yield (
+                "zero_bias",
+                "false: removed channels emit constants, for which a smaller network "
+                "has no place; no pruned_model.pt is written",
+            )
+
+    def metrics(self) -> tuple[str, ...]:
+        """Adds the terms of the retinotopic loop."""
+        terms = ("semantic_term", "semantic_l1_term")
+        own = terms if self.train_loop == "retinotopic_loop" else ()
+        return (*super().metrics(), *own)
 
     def resolved(self) -> dict[str, object]:
         """n_layers and gc_bias follow from chans and bnorm."""
@@ -300,7 +316,9 @@ class RetinaHyperparams(Hyperparams):
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:
         """Adds the conditions of the retina keys."""
         reasons = super().inactive(reads)
-        conditions = {"split_seed": "a recording is split in time, not at random"}
+        conditions: dict[str, str] = {}
+        if not self.bootstrap and self.bootstrap_index is None:
+            conditions["split_seed"] = "a recording is split in time, not at random"
         if not self.chans:
             for name in ("bnorm_d", "bias", "noise"):
                 conditions[name] = "needs a hidden layer (chans)"

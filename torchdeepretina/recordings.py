@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridrun.config import shown
-from gridrun.hdf5 import chunks, find_array, open_file, reading
+from gridrun.hdf5 import (
+    chunks,
+    find_array,
+    members,
+    open_file,
+    reading,
+    values_of,
+)
 
 SPLITS = ("train", "test")
 RESPONSE_TYPES = ("binned", "firing_rate_5ms", "firing_rate_10ms", "firing_rate_20ms")
@@ -176,7 +183,7 @@ class Recording:
         if len(data) != n_frames:
             self.problems.append(f"{name} has {len(data)} values for {n_frames} frames")
             return None
-        time: Floats = data[:].astype(np.float64)
+        time: Floats = values_of(data).astype(np.float64)
         steps = np.diff(time)
         falls = np.flatnonzero(~(steps > 0))
         if len(falls):
@@ -241,7 +248,7 @@ class Recording:
         if not data.shape[0]:
             self.problems.append(f"{name} holds no cell")
             return None
-        return self._cut(name, data, n_frames)
+        return self._cut(name, data, n_frames, "cell")
 
     def sound_responses(self, split: str, shape: tuple[int, ...]) -> dict[str, Floats]:
         """Every response type (C, T) that is there and without fault."""
@@ -254,26 +261,27 @@ class Recording:
                 found[kind] = values
         return found
 
-    def _cut(self, name: str, data: Any, n_frames: int) -> Floats | None:
-        """Finite values ≥ 0 (..., T) of an array (..., T or T+1)."""
+    def _cut(self, name: str, data: Any, n_frames: int, *axes: str) -> Floats | None:
+        """Finite values ≥ 0 (..., T) of an array (..., T or T+1), axes named."""
         if data.shape[-1] not in (n_frames, n_frames + 1):
             self.problems.append(
                 f"{name} has {data.shape[-1]} bins for {n_frames} frames; "
                 f"{n_frames} or {n_frames + 1} expected"
             )
             return None
-        values: Floats = data[:].astype(np.float64)
+        values: Floats = values_of(data).astype(np.float64)
         for wrong, what in (
             (~np.isfinite(values), "NaN or infinite values"),
             (values < 0, "negative values"),
         ):
             if wrong.any():
                 *row, at = np.argwhere(wrong)[0]
-                axis = "cell" if len(row) == 1 else "row"
-                place = ", ".join(map(str, row))
+                place = ", ".join(
+                    f"{axis} {i}" for axis, i in zip(axes, row, strict=True)
+                )
                 self.problems.append(
                     f"{name} holds {wrong.sum()} {what}, the first, "
-                    f"{values[(*row, at)]}, at {axis} {place}, bin {at}"
+                    f"{values[(*row, at)]}, at {place}, bin {at}"
                 )
                 return None
         return values[..., :n_frames]
@@ -336,7 +344,7 @@ class Recording:
                 "expected"
             )
             return None
-        return self._cut(name, data, n_frames)
+        return self._cut(name, data, n_frames, "repeat", "cell")
 
     def _cellwise_repeats(
         self, names: Sequence[str], n_cells: int, n_frames: int
@@ -355,6 +363,12 @@ class Recording:
                     "... or one array per response type expected"
                 )
             return None
+        n_arrays = sum(bool(re.fullmatch(r"cell\d+", name)) for name in names)
+        if len(numbers) < n_arrays:
+            self.problems.append(
+                "/test/repeats names a cell twice, as cell1 and cell01"
+            )
+            return None
         if sorted(numbers) != list(range(1, n_cells + 1)):
             missing = sorted(set(range(1, n_cells + 1)) - set(numbers))
             self.problems.append(
@@ -366,7 +380,7 @@ class Recording:
         for number in sorted(numbers):
             name = f"/test/repeats/{numbers[number]}"
             data = self.array(name, 2)
-            cut = None if data is None else self._cut(name, data, n_frames)
+            cut = None if data is None else self._cut(name, data, n_frames, "repeat")
             if cut is None:
                 return None
             found.append(cut)
@@ -414,7 +428,7 @@ class Recording:
         stored = self.array("/centers", 2)
         if stored is None:
             return {}
-        values = stored[:]
+        values = values_of(stored)
         is_whole = np.isfinite(values).all() and (values == np.round(values)).all()
         if values.shape != (n_cells, 2) or not is_whole:
             self.problems.append(
@@ -443,16 +457,15 @@ def sta_peaks(path: Path, frame_shape: tuple[int, int]) -> Centers:
     with reading(path), open_file(path) as file:
         stimulus = find_array(file, "/train/stimulus", 3)
         counts = find_array(file, "/train/response/binned", 2)
-        held = file["train/stas"] if "stas" in file.get("train", {}) else None
         stas: dict[int, Floats] = {}
-        if isinstance(held, h5py.Group):
-            for name in held:
+        if stored := members(file, "train/stas"):
+            for name in stored:
                 match = re.fullmatch(r"cell(\d+)", name)
                 data = find_array(file, f"/train/stas/{name}", 3)
                 if match and not isinstance(data, str):
-                    stas[int(match[1]) - 1] = data[:].astype(np.float64)
+                    stas[int(match[1]) - 1] = values_of(data).astype(np.float64)
         elif not isinstance(stimulus, str) and not isinstance(counts, str):
-            stas = dict(enumerate(_triggered_sum(stimulus, counts[:])))
+            stas = dict(enumerate(_triggered_sum(stimulus, values_of(counts))))
     return {
         cell: spatial_peak(sta)
         for cell, sta in stas.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, shown
-from gridrun.nn import central_place, field_side
-from gridrun.training.cohort import LiveRun
+from gridrun.nn import central_place, field_side, semantic_loss
+from gridrun.store import write_durably
+from gridrun.training import checkpoint as checkpoints
+from gridrun.training.cohort import Diverged, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
+from gridrun.training.seeding import generator
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, build_model
 from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
+from torchdeepretina.pruning import Pruning, masked_channels, reduced_checkpoint
 from torchdeepretina.windows import Windows
 
 
@@ -82,20 +87,130 @@ class RetinaTrainer(Trainer):
     def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
         """Criterion plus the l1 term."""
         z = run.model(self.inputs(run, batch))
-        hyps = run.hyps
-        loss = criterion(run.model, hyps.lossfxn, z, batch.targets)
-        if not hyps.l1:
+        loss = criterion(run.model, run.hyps.lossfxn, z, batch.targets)
+        if not run.hyps.l1:
             return {"loss": loss}
-        penalty = hyps.l1 * l1_of_outputs(z)
+        penalty = run.hyps.l1 * l1_of_outputs(z)
         return {"loss": loss + penalty, "l1_term": penalty}
 
-    loops: ClassVar = {"train_loop": train_objective}
+    def retinotopic_objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """That of `train_loop` plus what makes one-hot weights one-hot and small."""
+        hyps, onehot = cast(RetinaHyperparams, run.hyps), cast(Any, run.model).onehot
+        terms = self.train_objective(run, batch)
+        own = {
+            "semantic_term": hyps.semantic_scale
+            * semantic_loss(onehot.probabilities()),
+            "semantic_l1_term": hyps.semantic_l1 * onehot.weight.abs().sum(1).mean(),
+        }
+        return terms | own | {"loss": terms["loss"] + sum(own.values())}
+
+    loops: ClassVar = {
+        "train_loop": train_objective,
+        "retinotopic_loop": retinotopic_objective,
+    }
+
+    # pruning: epochs beyond n_epochs, see `torchdeepretina.pruning`
+
+    @staticmethod
+    def pruning(run: LiveRun) -> Pruning:
+        """Where the run's pruning stands."""
+        return Pruning.load(run.progress.extra)
+
+    def is_finished(self, run: LiveRun) -> bool:
+        """With `prune`: once no layer is open."""
+        hyps = cast(RetinaHyperparams, run.hyps)
+        if not run.is_trained or not hyps.prune:
+            return run.is_trained
+        pruning = self.pruning(run)
+        return pruning.attempt is None and not pruning.next_layer(run.model, hyps)
+
+    def begin_epoch(self, run: LiveRun) -> None:
+        """Remove the next channel, if pruning is due and no attempt is under way."""
+        hyps, pruning = cast(RetinaHyperparams, run.hyps), self.pruning(run)
+        if pruning.baseline is None or pruning.attempt is not None:
+            return
+        layer = pruning.next_layer(run.model, hyps)
+        assert layer is not None
+        n_samples = len(self.data.train)
+        use = f"pruning:{len(pruning.steps)}"
+        random = generator(run.seed, use)
+        chosen = torch.randperm(n_samples, generator=random)[: hyps.intg_bsize]
+        batch = self.data.train.batch(chosen.sort().values).to(run.dtype)
+        run.model.eval()
+        pruning.begin(run.model, run.optimizer, hyps, layer, self.inputs(run, batch))
+        if hyps.reset_sd:
+            self._reset_weights(run)
+            pruning.hold(run.model, hyps)
+        if hyps.reset_lr:
+            for group in run.optimizer.param_groups:
+                group["lr"] = hyps.lr
+        run.progress.extra = pruning.state()
+
+    def _reset_weights(self, run: LiveRun) -> None:
+        """Initial parameters and buffers, masks kept; a fresh optimizer."""
+        first = run.initial_model(
+            lambda: build_model(self.library, run.hyps, self.data.info)
+        )
+        self.prepare_model(first, self.data)
+        masks = {n: b for n, b in run.model.named_buffers() if n.endswith("mask")}
+        run.model.load_state_dict({**first.state_dict(), **masks})
+        run.optimizer.state.clear()
+
+    def train_step(self, run: LiveRun, batch: Batch) -> Terms:
+        """Adds: an attempt that diverges is rejected, and the run goes on."""
+        pruning = self.pruning(run)
+        if pruning.attempt is None:
+            return super().train_step(run, batch)
+        try:
+            terms = super().train_step(run, batch)
+        except Diverged:  # every column of metrics.csv is filled all the same
+            names = [n for n in run.hyps.metrics() if not n.startswith("val_")]
+            return {name: torch.tensor(math.nan) for name in names}
+        pruning.hold(run.model, cast(RetinaHyperparams, run.hyps))
+        return terms
+
+    def close_epoch(self, run: LiveRun, found: dict[str, float]) -> None:
+        """While pruning, judge attempts; scheduler, best epoch and patience rest."""
+        hyps, pruning = cast(RetinaHyperparams, run.hyps), self.pruning(run)
+        if pruning.attempt is None:
+            super().close_epoch(run, found)
+            if hyps.prune and run.is_trained:
+                pruning.baseline = found["val_acc"]
+                pruning.removed = masked_channels(run.model)
+        else:
+            run.metrics = dict(found)
+            losses = (found["loss"], found["val_loss"])
+            is_sound = all(math.isfinite(loss) for loss in losses)
+            val_acc = found["val_acc"] if is_sound else math.nan
+            pruning.end_epoch(
+                run.model, run.optimizer, val_acc, run.epoch, hyps.prune_tolerance
+            )
+            write_durably(run.folder.path / "pruning.csv", pruning.table())
+        run.progress.extra = pruning.state()
+
+    def tested_epoch(self, run: LiveRun) -> int:
+        """With `prune`: the last, which is what was accepted last."""
+        hyps = cast(RetinaHyperparams, run.hyps)
+        return run.epoch if hyps.prune else super().tested_epoch(run)
+
+    def finish(self, run: LiveRun) -> None:
+        """Adds, of a pruned model, the same function without the removed channels."""
+        hyps = cast(RetinaHyperparams, run.hyps)
+        if hyps.prune and hyps.zero_bias:
+            labels = self.data.info.labels
+            state = reduced_checkpoint(
+                run.checkpoint(self.data.norm_stats, labels), run.model, hyps
+            )
+            path = run.folder.path / "pruned_model.pt"
+            write_durably(path, checkpoints.to_bytes(state))
+        super().finish(run)
 
     def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
         """Criterion, mean Pearson r over cells and, of repeats, what they allow."""
         model: Any = run.model
         rates, targets, total = [], [], 0.0
-        for batch in in_order(split, EVAL_BATCH_SIZE):
+        for stored in in_order(split, EVAL_BATCH_SIZE):
+            batch = stored.to(run.dtype)
             z = run.model(self.inputs(run, batch))
             loss = criterion(run.model, run.hyps.lossfxn, z, batch.targets)
             total += float(loss) * len(batch)
@@ -112,6 +227,7 @@ class RetinaTrainer(Trainer):
         found: dict[str, Tensor] = {}
         if split.repeats is not None:
             found |= metrics.of_repeats(x * unit_hz, split.repeats * unit_hz)
+            del found["explainable"]  # of the recording alone; `data check` tells it
         if split.counts is not None:
             train = cast(Windows, self.data.train)
             base = train.targets.double().mean(0) * unit_hz

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gridrun.readers import Rows
 from gridrun.training.data import Batch
+from gridrun.training.normalise import Normaliser
 
-NORM_EPS = 1e-7
-STATISTICS_FRAMES = 2000
+STATISTICS_FRAMES = 200
 Ints = NDArray[np.int64]
 
 
@@ -104,7 +104,7 @@ class Windows:
         first_frames: (N,) int64, of each window, on the same device.
         targets: (N, U) float32, on the same device.
         n_lags: Frames of a window.
-        mean, std: Normalise grey levels.
+        normalise: Of grey levels.
         rows: Where the stimulus lies.
         dt_s: Width of a bin, s.
         repeats: (R, N, U) responses to each repeat, where there are several.
@@ -115,8 +115,7 @@ class Windows:
     first_frames: Tensor
     targets: Tensor
     n_lags: int
-    mean: float
-    std: float
+    normalise: Normaliser
     rows: Rows
     dt_s: float
     repeats: Tensor | None = None
@@ -139,8 +138,18 @@ class Windows:
         if inputs is None:
             inputs = self._view().index_select(0, self.starts(indices))
         windows = inputs.to(self.targets.device, torch.float32, copy=True)
-        normalised = windows.sub_(self.mean).div_(self.std + NORM_EPS)
-        return Batch(normalised, self.targets[chosen])
+        return Batch(self.normalise(windows, in_place=True), self.targets[chosen])
+
+    def take(self, indices: Tensor) -> Windows:
+        """The windows at those indices."""
+        chosen = indices.to(self.targets.device)
+        return dataclasses.replace(
+            self,
+            first_frames=self.first_frames[chosen],
+            targets=self.targets[chosen],
+            repeats=None if self.repeats is None else self.repeats[:, chosen],
+            counts=None if self.counts is None else self.counts[chosen],
+        )
 
     def _view(self) -> Tensor:
         """All windows as a view (T − n_lags + 1, n_lags, H, W), nothing copied."""
@@ -152,27 +161,39 @@ class Windows:
         )
 
 
-def frame_statistics(
-    stimulus: Tensor, starts: Ints, n_lags: int
-) -> tuple[float, float]:
-    """Mean and standard deviation of the frames that windows use, in float64.
+def fitted_normaliser(
+    kind: str, stimulus: Tensor, starts: Ints, n_lags: int
+) -> Normaliser:
+    """The normaliser of a kind, fitted on training windows, in float64.
 
     Args:
+        kind: The key `normalizer`. global: over the frames that some window uses, once
+            each; per_channel: over all windows, by position in the window.
         stimulus: (T, H, W).
         starts: First frames of the windows.
         n_lags: Frames of a window.
     """
-    n_frames = len(stimulus)
-    edges = np.zeros(n_frames + 1, np.int64)
-    np.add.at(edges, starts, 1)
-    np.add.at(edges, starts + n_lags, -1)
-    is_used = torch.from_numpy(np.cumsum(edges[:n_frames]) > 0)
-    total, squares, count = 0.0, 0.0, 0
-    for first in range(0, n_frames, STATISTICS_FRAMES):
+    if kind not in ("global", "per_channel"):
+        return Normaliser(kind)
+    sums, squares = _frame_sums(stimulus)
+    n_pixels = stimulus[0].numel()
+    uses = np.zeros((1 if kind == "global" else n_lags, len(stimulus)), np.int64)
+    for lag in range(n_lags):
+        np.add.at(uses[lag % len(uses)], starts + lag, 1)
+    if kind == "global":
+        uses = np.minimum(uses, 1)
+    counts = uses.sum(1) * n_pixels
+    means = uses @ sums / counts
+    variances = np.maximum(uses @ squares / counts - means**2, 0.0)
+    return Normaliser.of_channels(kind, means.tolist(), variances.tolist())
+
+
+def _frame_sums(stimulus: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and sum of squares of each frame, (T,)."""
+    sums, squares = np.empty(len(stimulus)), np.empty(len(stimulus))
+    for first in range(0, len(stimulus), STATISTICS_FRAMES):
         part = slice(first, first + STATISTICS_FRAMES)
-        used = stimulus[part][is_used[part]].double()
-        total += float(used.sum())
-        squares += float(used.square().sum())
-        count += used.numel()
-    mean = total / count
-    return mean, max(squares / count - mean**2, 0.0) ** 0.5
+        frames = stimulus[part].flatten(1).double()
+        sums[part] = frames.sum(1).numpy()
+        squares[part] = frames.square().sum(1).numpy()
+    return sums, squares

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gridrun.config import Hyperparams
 
-Epoch = int | Literal["best", "last"]
+Epoch = int | Literal["best", "last", "pruned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,17 @@ class Run:
     def checkpoint(self, epoch: Epoch = "best") -> dict[str, Any]:
         """Everything that was saved at an epoch.
 
+        Args:
+            epoch: best, last, a number from `epochs()`, or pruned: the smaller model
+                of a run with `prune`, without an optimizer.
+
         Raises:
             CheckpointError: If that epoch is not saved or its file is damaged.
         """
         from gridrun.training.checkpoint import from_bytes
 
+        if epoch == "pruned":
+            return _read_checkpoint(self.folder.path / "pruned_model.pt")
         index = self.folder.read_index()
         number = index[epoch] if isinstance(epoch, str) else epoch
         if number is None:
@@ -105,7 +111,7 @@ class Run:
         """Its model in eval mode, on the CPU, with `hyps` and `norm_stats`.
 
         Args:
-            epoch: best, last, or a number from `epochs()`.
+            epoch: best, last, a number from `epochs()`, or pruned.
 
         Raises:
             CheckpointError: If that epoch is not saved or its file is damaged.
@@ -282,15 +288,20 @@ def load_model(path: str | Path, epoch: Epoch = "best") -> nn.Module:
     path = Path(path)
     if path.is_dir():
         return Run(path).load_model(epoch)
-    from gridrun.training.checkpoint import from_bytes
     from gridrun.training.trainer import rebuild_model
+
+    state = _read_checkpoint(path)
+    library = library_of(str(state["hyps"]["model_type"]))
+    if library is None:
+        raise CheckpointError(f"{path}: its model is of no known library")
+    return rebuild_model(library, state)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    from gridrun.training.checkpoint import from_bytes
 
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    state = from_bytes(content, path)
-    library = library_of(str(state["hyps"]["model_type"]))
-    if library is None:
-        raise CheckpointError(f"{path}: its model is of no known library")
-    return rebuild_model(library, state)
+    return from_bytes(content, path)

@@ -15,7 +15,7 @@ from gridrun.config.files import (
     resolve_paths,
     set_nested,
 )
-from gridrun.config.keys import Hyperparams, defaults_of, keys_of
+from gridrun.config.keys import Hyperparams, defaults_of, keys_of, weights_hash
 from gridrun.config.messages import Problem, raise_problems, shown, suggest
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "set_nested",
     "shown",
     "suggest",
+    "weights_hash",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from gridrun.config.declare import Key, key
@@ -162,8 +165,14 @@ class Hyperparams(RunnerKeys):
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 yield name, f'expected "auto" or an integer ≥ 1, got {value}'
-        if self.seed is not None and self.seed + self.n_repeats > 2**31:
+        if self.seed is not None and self.seed + self.n_runs > 2**31:
             yield "seed", f"seed + n_repeats must stay within 2³¹, got {self.seed}"
+        yield from self._seed_problems()
+        weights = self.init_weights_path
+        if weights is not None and not Path(weights).is_file():
+            yield "init_weights_path", f"no file {weights}"
+        if self.early_stop_min_delta and self.early_stop_patience is None:
+            yield "early_stop_min_delta", "needs early_stop_patience"
         if self.skip_nums is not None and any(n < 0 for n in self.skip_nums):
             yield "skip_nums", f"expected numbers ≥ 0, got {shown(self.skip_nums)}"
         if self.dataset in (".", ".."):
@@ -176,6 +185,33 @@ class Hyperparams(RunnerKeys):
             yield "monitor", f"expected {metric}:max or {metric}:min"
         elif not mode and metric not in ("val_loss", "val_acc", "loss"):
             yield "monitor", f"say what is better: {metric}:max or {metric}:min"
+
+    def _seed_problems(self) -> Iterable[tuple[str, str]]:
+        """Three ways to say how often and with what seeds; one at a time."""
+        if self.seeds is not None:
+            if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+                yield "seeds", f"expected distinct seeds, got {shown(self.seeds)}"
+            elif not all(0 <= seed < 2**31 for seed in self.seeds):
+                yield "seeds", f"expected seeds from 0 to 2³¹ - 1, got {self.seeds}"
+            for name in ("seed", "n_repeats", "bootstrap"):
+                if getattr(self, name) != defaults_of(type(self))[name]:
+                    yield "seeds", f"given together with {name}; keep one of them"
+        if self.bootstrap and self.n_repeats != 1:
+            yield "bootstrap", "given together with n_repeats; keep one of them"
+        if self.bootstrap and self.bootstrap_index is not None:
+            yield "bootstrap", "given together with bootstrap_index; keep one of them"
+
+    @property
+    def base_seed(self) -> int | None:
+        """The seed of repeat 0, if it is given."""
+        return self.seeds[0] if self.seeds else self.seed
+
+    @property
+    def n_runs(self) -> int:
+        """Trainings of this configuration."""
+        if self.seeds is not None:
+            return len(self.seeds)
+        return self.bootstrap or self.n_repeats
 
     def notices(self) -> Iterable[tuple[str, str]]:
         """Yield (key, message) for settings that are allowed but seldom meant."""
@@ -212,17 +248,30 @@ class Hyperparams(RunnerKeys):
         }
         if self.scheduler is None:
             reasons["scheduler_args"] = "needs a scheduler"
+        if self.early_stop_patience is None:
+            reasons["early_stop_min_delta"] = "needs early_stop_patience"
         return reasons
 
     def identity_value(self, name: str) -> object:
         """The part of a key's value that acts."""
-        return getattr(self, name)
+        value = getattr(self, name)
+        if name == "init_weights_path" and value is not None:
+            return weights_hash(Path(value))
+        return value
 
     def monitor_mode(self) -> tuple[str, Literal["min", "max"]]:
         """The monitored metric and what is better."""
         metric, _, mode = self.monitor.partition(":")
         best = mode or ("max" if metric == "val_acc" else "min")
         return metric, cast(Literal["min", "max"], best)
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a file of weights: its name, if the sweep keeps it, or computed."""
+    if re.fullmatch(r"[0-9a-f]{64}", path.stem):
+        return path.stem
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

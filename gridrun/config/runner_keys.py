@@ -26,58 +26,54 @@ class RunnerKeys(StrictModel):
         "seed of each repeat, instead of seed and n_repeats",
         group="runner",
         identity="no",
-        available=False,
     )
     bootstrap: int = key(
         0,
         "number of resamples of the training data, instead of n_repeats",
         group="runner",
         identity="no",
-        available=False,
         ge=0,
     )
     bootstrap_index: int | None = key(
         None,
         "resample of a run; written by the runner",
         group="runner",
-        available=False,
         ge=0,
     )
     init_weights_path: str | None = key(
         None,
-        "checkpoint whose weights every run starts from",
+        "checkpoint whose weights every run starts from; kept beside the runs under "
+        "its SHA-256",
         group="runner",
-        available=False,
         is_path=True,
     )
     precision: Literal["float32", "bfloat16", "float64"] = key(
-        "float32", "number format of the forward pass", group="runner", available=False
+        "float32",
+        "bfloat16: forward pass and loss in it, weights in float32; float64: all",
+        group="runner",
     )
     grad_clip: float | None = key(
         None,
         "largest total L2 norm of the gradient",
         group="runner",
-        available=False,
         gt=0,
     )
     early_stop_min_delta: float = key(
         0.0,
         "an improvement must exceed this to count for early stopping",
         group="runner",
-        available=False,
         ge=0,
     )
     val_set: str | None = key(
         None, "data set to validate on", group="runner", available=False
     )
     train_set_size: int | None = key(
-        None, "only the first n training samples", group="runner", available=False, ge=1
+        None, "only the first n training samples", group="runner", ge=1
     )
     val_set_size: int | None = key(
         None,
         "only the first n validation samples",
         group="runner",
-        available=False,
         ge=1,
     )
     distorter: str | None = key(

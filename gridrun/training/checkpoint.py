@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gridrun.errors import CheckpointError
 
@@ -72,3 +73,34 @@ def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str,
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise CheckpointError(f"{source}: not a checkpoint (no model_state_dict)")
     return checkpoint
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The `model_state_dict` of a checkpoint.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or is none.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    weights = from_bytes(content, path)["model_state_dict"]
+    is_sound = isinstance(weights, dict) and all(
+        isinstance(value, Tensor) for value in weights.values()
+    )
+    if not is_sound:
+        raise CheckpointError(f"{path}: its model_state_dict holds more than tensors")
+    return cast(dict[str, Any], weights)
+
+
+def misfits(weights: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Why weights cannot be loaded strictly into a model; nothing if they can."""
+    expected = model.state_dict()
+    found = [f"{name} is missing" for name in expected if name not in weights]
+    found += [f"{name} is not in the model" for name in weights if name not in expected]
+    for name, tensor in expected.items():
+        shape = tuple(getattr(weights.get(name), "shape", tensor.shape))
+        if name in weights and shape != tuple(tensor.shape):
+            found.append(f"{name} has shape {shape}, the model's {tuple(tensor.shape)}")
+    return found

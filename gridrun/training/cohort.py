@@ -9,7 +9,8 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,18 +48,38 @@ class Progress:
     Args:
         best_value: Best value of the monitored metric.
         best_epoch: Its epoch; of equals the earlier. 0: none yet.
+        mark: Value that early stopping measures improvement from.
         n_worse: Epochs in a row without improvement.
+        extra: What a library's trainer remembers, as plain data.
     """
 
     best_value: float | None = None
     best_epoch: int = 0
+    mark: float | None = None
     n_worse: int = 0
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def update(self, value: float, epoch: int, mode: str) -> None:
-        """Take in an epoch's value of the monitored metric."""
-        best = self.best_value
-        if best is None or (value > best if mode == "max" else value < best):
-            self.best_value, self.best_epoch, self.n_worse = value, epoch, 0
+    def update(
+        self, value: float, epoch: int, mode: str, min_delta: float = 0.0
+    ) -> None:
+        """Take in an epoch's value of the monitored metric.
+
+        Args:
+            value: The metric.
+            epoch: Its epoch.
+            mode: What is better, `max` or `min`.
+            min_delta: What an improvement must exceed to count for early stopping.
+        """
+
+        def gain(before: float | None) -> float:
+            if before is None:
+                return math.inf
+            return value - before if mode == "max" else before - value
+
+        if gain(self.best_value) > 0:
+            self.best_value, self.best_epoch = value, epoch
+        if gain(self.mark) > min_delta:
+            self.mark, self.n_worse = value, 0
         else:
             self.n_worse += 1
 
@@ -109,6 +130,17 @@ class LiveRun:
     def lr(self) -> float:
         """The present learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        is_double = self.hyps.precision == "float64"
+        return torch.float64 if is_double else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Where forward pass and loss are computed, in the run's precision."""
+        enabled = self.hyps.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -165,24 +197,33 @@ class LiveRun:
         with self.folder.log.open("a", encoding="utf-8") as file:
             file.write(f"{now()} {text}\n")
 
-    def build(self, make_model: Any) -> None:
+    def build(self, make_model: Callable[[], nn.Module]) -> None:
         """Make model, optimizer and scheduler from the run's own seed.
 
         Args:
             make_model: Function without arguments that returns the model.
         """
-        with seeded_globals(self.seed, "init"):
-            self.model = make_model().to(self.device)
+        self.model = self.initial_model(make_model)
         self.random.attach(self.model)
         self.optimizer = make_optimizer(self.hyps, self.model.parameters())
         self.scheduler = make_scheduler(self.hyps, self.optimizer)
+
+    def initial_model(self, make_model: Callable[[], nn.Module]) -> nn.Module:
+        """A model as it is before the first epoch; always the same."""
+        with seeded_globals(self.seed, "init"):
+            model = make_model().to(self.device, self.dtype)
+        if self.hyps.init_weights_path is not None:
+            path = Path(self.hyps.init_weights_path)
+            model.load_state_dict(checkpoints.read_weights(path))
+        return model
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step scheduler, best epoch and early stopping by an epoch's metrics."""
         name, mode = self.hyps.monitor_mode()
         value = metrics[name]
         self.metrics = dict(metrics)
-        self.progress.update(value, self.epoch, mode)
+        min_delta = self.hyps.early_stop_min_delta
+        self.progress.update(value, self.epoch, mode, min_delta)
         scheduler: Any = self.scheduler
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler.step(value)
@@ -203,7 +244,7 @@ class LiveRun:
             "metrics": self.metrics,
             "norm_stats": norm_stats,
             "data": labels,
-            "progress": dataclasses.asdict(self.progress),
+            "progress": dict(vars(self.progress)),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from gridrun.config import Hyperparams
 from gridrun.readers import Readers, Rows
+from gridrun.training.seeding import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The same in another floating type; labels stay as they are."""
+        targets = self.targets
+        if targets.is_floating_point():
+            targets = targets.to(dtype)
+        return Batch(self.inputs.to(dtype), targets)
 
 
 class Split(Protocol):
@@ -45,6 +54,10 @@ class Split(Protocol):
 
     def starts(self, indices: Tensor) -> Tensor:
         """First row of each sample in `rows`, (B,) int64."""
+        ...
+
+    def take(self, indices: Tensor) -> Self:
+        """The split of these samples, in this order; some may stand twice."""
         ...
 
 
@@ -86,6 +99,42 @@ class Data:
     test: Split
     info: DataInfo
     norm_stats: Mapping[str, Any]
+
+
+def size_problems(hyps: Hyperparams, sizes: Mapping[str, int]) -> list[str]:
+    """Keys that ask for more samples than there are, each as a line of an error."""
+    return [
+        f"{name}: {getattr(hyps, name)} samples, but there are {n}"
+        for name, n in sizes.items()
+        if (getattr(hyps, name) or 0) > n
+    ]
+
+
+def bootstrapped(data: Data, hyps: Hyperparams, stretch: int) -> Data:
+    """Data whose training samples are drawn again, with replacement, if asked.
+
+    Args:
+        data: Its validation and test splits stay as they are.
+        hyps: `bootstrap_index` is the draw's number, `split_seed` its seed.
+        stretch: Samples that are drawn together, being neighbours in time.
+    """
+    if hyps.bootstrap_index is None:
+        return data
+    assert hyps.split_seed is not None
+    draws = resample(len(data.train), stretch, hyps.split_seed, hyps.bootstrap_index)
+    return dataclasses.replace(data, train=data.train.take(draws))
+
+
+def resample(n_samples: int, stretch: int, seed: int, index: int) -> Tensor:
+    """As many indices as there are samples, in stretches drawn with replacement.
+
+    Stretches start anywhere where they fit; the last is cut.
+    """
+    stretch = min(stretch, n_samples)
+    random = generator(seed, f"bootstrap:{index}")
+    n_stretches = -(-n_samples // stretch)
+    firsts = torch.randint(n_samples - stretch + 1, (n_stretches,), generator=random)
+    return (firsts[:, None] + torch.arange(stretch)).flatten()[:n_samples]
 
 
 def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -165,12 +166,34 @@ class Trainer(abc.ABC):
     def due(self) -> list[LiveRun]:
         """The runs whose next epoch is the earliest, after finishing trained ones."""
         for run in self.live():
-            if run.is_trained:
+            if self.is_finished(run):
                 with self.guarded(run):
                     self.finish(run)
         live = self.live()
         earliest = min((run.epoch for run in live), default=0)
         return [run for run in live if run.epoch == earliest]
+
+    def is_finished(self, run: LiveRun) -> bool:
+        """Whether no further epoch is due."""
+        return run.is_trained
+
+    def begin_epoch(self, run: LiveRun) -> None:
+        """Called before the first step of each epoch."""
+
+    def close_epoch(self, run: LiveRun, found: dict[str, float]) -> None:
+        """Take in an epoch's metrics; its checkpoint follows.
+
+        Raises:
+            Diverged: If a loss is not finite.
+        """
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(found[name]):
+                raise Diverged(f"{name} became {found[name]} in epoch {run.epoch}")
+        run.end_epoch(found)
+
+    def tested_epoch(self, run: LiveRun) -> int:
+        """The epoch whose weights are scored on the test split."""
+        return run.progress.best_epoch
 
     def start(self, run: LiveRun) -> None:
         """Build the run, or continue it from its last checkpoint."""
@@ -194,6 +217,8 @@ class Trainer(abc.ABC):
         totals = {run.number: EpochTotals() for run in runs}
         for run in runs:
             run.time_s = 0.0
+            with self.guarded(run), run.timed():
+                self.begin_epoch(run)
         shared_s = 0.0
         orders = batches(order, first.hyps.batch_size)
         ready = in_batches(self.data.train, orders, self.readers)
@@ -219,12 +244,16 @@ class Trainer(abc.ABC):
             Diverged: If the loss is not finite.
         """
         run.model.train()
-        terms = self.loops[run.hyps.train_loop](self, run, batch)
+        with run.autocast():
+            loop = self.loops[run.hyps.train_loop]
+            terms = loop(self, run, batch.to(run.dtype))
         loss = terms["loss"]
         if not is_finite(loss):
             raise Diverged(f"training loss became {loss.item()}")
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if run.hyps.grad_clip is not None:
+            nn.utils.clip_grad_norm_(run.model.parameters(), run.hyps.grad_clip)
         run.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -235,10 +264,7 @@ class Trainer(abc.ABC):
             validation = self.validate(run)
         run.epoch = epoch
         metrics = training | validation
-        for name in ("loss", "val_loss"):
-            if metrics[name] != metrics[name] or abs(metrics[name]) == float("inf"):
-                raise Diverged(f"{name} became {metrics[name]} in epoch {epoch}")
-        run.end_epoch(metrics)
+        self.close_epoch(run, metrics)
         row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
         run.folder.append_metrics(row)
         state = run.checkpoint(self.data.norm_stats, self.data.info.labels)
@@ -257,10 +283,10 @@ class Trainer(abc.ABC):
         return {f"val_{name}": value for name, value in found.items()}
 
     def test(self, run: LiveRun) -> dict[str, float]:
-        """Metrics of the test split for the run's best epoch, as `test_...`."""
-        best = run.progress.best_epoch
-        content = run.folder.read_checkpoint(best)
-        state = checkpoints.from_bytes(content, run.folder.checkpoint_path(best))
+        """Metrics of the test split for the run's chosen epoch, as `test_...`."""
+        epoch = self.tested_epoch(run)
+        content = run.folder.read_checkpoint(epoch)
+        state = checkpoints.from_bytes(content, run.folder.checkpoint_path(epoch))
         run.model.load_state_dict(state["model_state_dict"])
         found = self._evaluated(run, self.data.test)
         return {f"test_{name}": value for name, value in found.items()}
@@ -271,7 +297,7 @@ class Trainer(abc.ABC):
 
     def _evaluated(self, run: LiveRun, split: Split) -> dict[str, float]:
         run.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), run.autocast():
             return self.evaluate(run, split)
 
     @staticmethod
@@ -377,6 +403,8 @@ def rebuild_model(library: Library, state: Mapping[str, Any]) -> nn.Module:
     info = DataInfo(labels["n_units"], labels, {}, (), labels.get("centers"))
     with torch.random.fork_rng(devices=[]):
         model = build_model(library, hyps, info)
+    is_double = hyps.precision == "float64"
+    model.to(torch.float64 if is_double else torch.float32)
     model.load_state_dict(state["model_state_dict"])
     facts: dict[str, Any] = {"hyps": hyps, "norm_stats": state["norm_stats"]}
     facts |= {name: labels.get(name) for name in ("cells", "centers", "class_names")}

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridrun.errors import DataError
+from gridrun.training.normalise import Normaliser
 from gridrun.training.seeding import RunRandom
 from imgclass import datas
 from imgclass.metrics import n_correct
@@ -46,7 +47,8 @@ def rows(images: np.ndarray) -> list[bytes]:
 
 def split_of(n: int, **keys: Any) -> tuple[list[int], list[int]]:
     """Training and validation indices of n samples."""
-    given = {"val_p": 0.1, "shuffle": True, "split_seed": 0, "val_loc": "end", **keys}
+    given = {"val_p": 0.1, "shuffle": True, "split_seed": 0, "val_loc": "end"}
+    given |= {"train_set_size": None, "val_set_size": None, **keys}
     hyps: Any = SimpleNamespace(**given)
     train, val = datas.split_indices(hyps, n)
     return train.tolist(), val.tolist()
@@ -196,7 +198,8 @@ def test_normalise_is_per_channel() -> None:
     """(x - mean) / (s.d. + 1e-7), each channel with its own numbers."""
     x = np.random.default_rng(0).random((2, 3, 4, 4))
     stats = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 0.0]}
-    found = datas.normalise(torch.tensor(x), stats).numpy()
+    stats = {"normalizer": "per_channel", **stats}
+    found = Normaliser.load(stats)(torch.tensor(x)).numpy()
     for channel in range(3):
         expected = (x[:, channel] - stats["mean"][channel]) / (
             stats["std"][channel] + 1e-7
@@ -224,10 +227,10 @@ def test_augmentation_touches_training_only(
     """Training inputs change by draw, validation's are the stored images normalised."""
     options = {"augment": '["flip", "rotate"]', "shape": (1, 8, 8)}
     _, data = opened(options, augment=augment, img_shape=[1, 8, 8])
-    plain = datas.normalise(data.train.batch(torch.arange(7)).inputs, data.norm_stats)
+    plain = Normaliser.load(data.norm_stats)(data.train.batch(torch.arange(7)).inputs)
     assert not torch.equal(inputs_of(data, True, 1), plain)
     assert not torch.equal(inputs_of(data, True, 1), inputs_of(data, True, 2))
-    expected = datas.normalise(data.val.batch(torch.arange(7)).inputs, data.norm_stats)
+    expected = Normaliser.load(data.norm_stats)(data.val.batch(torch.arange(7)).inputs)
     assert torch.equal(inputs_of(data, False), expected)
 
 
@@ -237,7 +240,7 @@ def test_no_augmentation_leaves_training_inputs(
 ) -> None:
     """With an empty list, whatever the file says, training inputs are plain."""
     _, data = opened({"augment": stored}, augment=[])
-    plain = datas.normalise(data.train.batch(torch.arange(7)).inputs, data.norm_stats)
+    plain = Normaliser.load(data.norm_stats)(data.train.batch(torch.arange(7)).inputs)
     assert torch.equal(inputs_of(data, True), plain)
 
 

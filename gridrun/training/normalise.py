@@ -1,0 +1,65 @@
+"""How inputs are normalised, by statistics of training samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NORM_EPS = 1e-7
+
+
+@dataclasses.dataclass(frozen=True)
+class Normaliser:
+    """Normalises inputs (B, C, H, W).
+
+    Args:
+        kind: `global`, `per_channel`: (x − mean)/(std + 1e-7), one pair of numbers for
+            all or for each channel; `per_sample`: each sample less its mean; `none`.
+        mean, std: A number, or one a channel; of training samples.
+    """
+
+    kind: str
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
+
+    @classmethod
+    def of_channels(
+        cls, kind: str, means: list[float], variances: list[float]
+    ) -> Normaliser:
+        """From each channel's mean and variance, all over equally many values."""
+        if kind == "per_channel":
+            return cls(kind, means, [value**0.5 for value in variances])
+        if kind != "global":
+            return cls(kind)
+        n = len(means)
+        mean = sum(means) / n
+        squares = sum(v + m**2 for m, v in zip(means, variances, strict=True)) / n
+        return cls(kind, mean, max(squares - mean**2, 0.0) ** 0.5)
+
+    @classmethod
+    def load(cls, norm_stats: Mapping[str, Any]) -> Normaliser:
+        """As kept in a checkpoint."""
+        return cls(norm_stats["normalizer"], norm_stats["mean"], norm_stats["std"])
+
+    def stats(self) -> dict[str, Any]:
+        """As plain data, for checkpoints."""
+        return {"normalizer": self.kind, "mean": self.mean, "std": self.std}
+
+    def __call__(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """Normalise x, same shape; in place if nobody else holds it."""
+        if self.kind == "none":
+            return x
+        y = x if in_place else x.clone()
+        if self.kind == "per_sample":
+            return y.sub_(y.mean((1, 2, 3), keepdim=True))
+        if isinstance(self.mean, float) and isinstance(self.std, float):
+            return y.sub_(self.mean).div_(self.std + NORM_EPS)
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
+        return y.sub_(mean).div_(std + NORM_EPS)
