@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from gridrun.errors import ConfigError
 from gridrun.hdf5 import open_file, reading
+from gridrun.nn import field_side
 from gridrun.training.data import in_order
 from gridrun.training.trainer import EVAL_BATCH_SIZE
 from torchdeepretina import datas, metrics
@@ -22,6 +24,8 @@ from torchdeepretina.windows import Windows
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from gridrun.analysis.sweep import Run
 
 Floats = NDArray[np.float32]
 
@@ -210,4 +214,126 @@ def plot_predictions(
         handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False
     )
     axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def onehot_places(model: nn.Module) -> pd.DataFrame:
+    """Where the one-hot weights of a loaded RetinotopicModel point.
+
+    Returns:
+        Per cell: probability of the likeliest place; row and column, in the image, of
+        the centre of its receptive field; where known the cell's own centre and the
+        distance from it, pixels.
+    """
+    import pandas as pd
+
+    maps = _onehot_maps(model)
+    hyps: Any = model.hyps
+    offset = (field_side(hyps.ksizes) - 1) // 2
+    best = maps.reshape(len(maps), -1).argmax(1)
+    rows, columns = np.divmod(best, maps.shape[2])
+    facts: Any = model
+    table = pd.DataFrame(
+        {
+            "probability": maps.max((1, 2)),
+            "row": rows + offset,
+            "column": columns + offset,
+        },
+        index=pd.Index(facts.cells, name="cell"),
+    )
+    if facts.centers is not None:
+        centers = np.array(facts.centers)
+        table["center_row"], table["center_column"] = centers.T
+        gap = table[["row", "column"]].to_numpy() - centers
+        table["distance_px"] = np.hypot(*gap.T)
+    return table
+
+
+def _onehot_maps(model: nn.Module) -> Floats:
+    """Probabilities of a RetinotopicModel's places, (U, H', W')."""
+    onehot: Any = getattr(model, "onehot", None)
+    if onehot is None:
+        raise ConfigError("onehot: only a RetinotopicModel has one-hot weights")
+    height, width = onehot.shape
+    with torch.no_grad():
+        maps: Floats = onehot.probabilities().float().numpy()
+    return maps.reshape(-1, height, width)
+
+
+def plot_onehot(model: nn.Module) -> Figure:
+    """One-hot weights of a loaded RetinotopicModel, with the cells' centres marked."""
+    from matplotlib.figure import Figure
+
+    maps, table = _onehot_maps(model), onehot_places(model)
+    hyps: Any = model.hyps
+    offset = (field_side(hyps.ksizes) - 1) // 2
+    height, width = maps.shape[1:]
+    edges = (offset - 0.5, offset + width - 0.5, offset + height - 0.5, offset - 0.5)
+    n_columns = min(len(maps), 6)
+    n_rows = -(-len(maps) // n_columns)
+    size = (1.7 * n_columns + 0.8, 1.9 * n_rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_axis_off()
+    for axis, values, (cell, row) in zip(
+        axes.flat, maps, table.iterrows(), strict=False
+    ):
+        image = axis.imshow(values, extent=edges, vmin=0, vmax=1, cmap="Greys")
+        if "center_row" in table:
+            axis.plot(row.center_column, row.center_row, "C3+", ms=9, mew=1.5)
+        axis.set_title(f"cell {cell}, p = {row.probability:.2f}", size=8)
+    figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
+    figure.supxlabel("column (pixels)", size=9)
+    figure.supylabel("row (pixels)", size=9)
+    return figure
+
+
+def pruning_steps(run: Run) -> pd.DataFrame:
+    """The judged removals of a run with `prune`, one a row.
+
+    Columns: attempt, epoch, layer, channel, score, scores, baseline, val_acc, verdict,
+    and n_<layer>, channels of each layer after it.
+
+    Raises:
+        ConfigError: If the run has pruned nothing.
+    """
+    import pandas as pd
+
+    path = run.folder.path / "pruning.csv"
+    if not path.exists():
+        raise ConfigError(f"{run.folder.path}: no pruning.csv; was it run with prune?")
+    table = pd.read_csv(path, converters={"scores": json.loads})
+    hyps: Any = run.hyps
+    for i, n_chans in enumerate(hyps.chans):
+        layer = f"layers.{i}"
+        gone = (table.layer == layer) & (table.verdict == "accept")
+        table[f"n_{layer}"] = n_chans - gone.cumsum()
+    return table
+
+
+def plot_pruning(run: Run) -> Figure:
+    """Correlation and channels left over the removals that a run tried."""
+    from matplotlib.figure import Figure
+
+    table = pruning_steps(run)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    above.step(table.attempt, table.baseline, "0.5", where="mid", label="to hold")
+    for verdict, style in (("accept", "C2o"), ("reject", "C3x")):
+        tried = table[table.verdict == verdict]
+        above.plot(tried.attempt, tried.val_acc, style, label=f"{verdict}ed")
+    above.set_ylabel("val_acc (Pearson r)")
+    above.legend(frameon=False, fontsize=8)
+    for name in (one for one in table.columns if one.startswith("n_layers")):
+        label = name.removeprefix("n_")
+        below.step(table.attempt, table[name], where="mid", label=label)
+    below.set_ylabel("channels left")
+    below.set_xlabel("removal tried")
+    below.legend(frameon=False, fontsize=8)
+    below.yaxis.get_major_locator().set_params(integer=True)
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    above.set_title(f"pruning of {run.folder.path.name}", size=9)
     return figure

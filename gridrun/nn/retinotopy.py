@@ -94,6 +94,7 @@ class OneHot(nn.Module):
 
     def __init__(self, n_units: int, height: int, width: int, rand_onehot: bool):
         super().__init__()
+        self.shape = (height, width)
         n_places = height * width
         weight = torch.full((n_units, n_places), 1 / n_places)
         self.weight = nn.Parameter(torch.rand_like(weight) if rand_onehot else weight)

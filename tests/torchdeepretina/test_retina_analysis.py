@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -18,7 +19,15 @@ from gridrun.analysis.sweep import Run
 from gridrun.errors import ConfigError
 from gridrun.sweep import run_sweep
 from torchdeepretina import analysis, metrics
-from torchdeepretina.analysis import Predictions, cell_metrics, predict
+from torchdeepretina.analysis import (
+    Predictions,
+    cell_metrics,
+    onehot_places,
+    plot_onehot,
+    plot_pruning,
+    predict,
+    pruning_steps,
+)
 from torchdeepretina.metrics import OF_REPEATS
 
 SHIPPED = Path(__file__).parents[2] / "data"
@@ -520,3 +529,56 @@ def test_no_cell_with_signal_leaves_no_column(
     (folder,) = train([retina_hyps(tmp_path, n_epochs=1)])
     recorded = strict(folder.record)["test"]
     assert set(recorded) == {"test_loss", "test_acc"}
+
+
+# --- one-hot weights and pruning --------------------------------------------------
+
+
+def test_onehot_places_are_in_image_pixels(build: Callable[..., Any]) -> None:
+    """The likeliest place of each cell, moved by half the receptive field."""
+    keys = {"img_shape": [6, 14, 12], "chans": [3], "ksizes": [5, 4]}
+    model = build("torchdeepretina", "RetinotopicModel", 2, **keys)
+    model.cells, model.centers = [7, 2], [(5, 4), (9, 3)]
+    model.hyps = SimpleNamespace(ksizes=keys["ksizes"])
+    with torch.no_grad():  # maps are 7 by 5; receptive fields 8 pixels wide
+        model.onehot.weight.zero_()
+        model.onehot.weight[0, 2 * 5 + 1] = 3.0
+        model.onehot.weight[1, 6 * 5 + 4] = -3.0
+    table = onehot_places(model)
+    assert table[["row", "column"]].to_numpy().tolist() == [[5, 4], [9, 7]]
+    assert list(table.index) == [7, 2]
+    assert table.distance_px.tolist() == [0.0, 4.0]
+    assert (table.probability > 0.99).all()
+    assert len(plot_onehot(model).axes) == 3
+
+
+def test_onehot_places_need_onehot_weights(build: Callable[..., Any]) -> None:
+    """Other models are refused."""
+    model = build("torchdeepretina", "LN", 2, img_shape=[6, 8, 8])
+    with pytest.raises(ConfigError, match="RetinotopicModel"):
+        onehot_places(model)
+
+
+def test_pruning_steps_count_the_channels_left(
+    recording: Path, retina_hyps: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    """One row per judged removal; accepted ones leave a channel less."""
+    keys = {"chans": [3, 3], "ksizes": [3, 3], "prune": True, "prune_intvl": 1}
+    hyps = retina_hyps(recording, n_epochs=1, prune_tolerance=0.3, **keys)
+    (folder,) = train([hyps])
+    table = pruning_steps(Run(folder.path))
+    accepted = table.verdict == "accept"
+    for name in ("layers.0", "layers.1"):
+        left = 3 - (accepted & (table.layer == name)).cumsum()
+        assert table[f"n_{name}"].tolist() == left.tolist()
+    assert table.attempt.tolist() == list(range(1, len(table) + 1))
+    assert len(plot_pruning(Run(folder.path)).axes) == 2
+
+
+def test_a_run_that_pruned_nothing_has_no_steps(
+    recording: Path, retina_hyps: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    """Without prune there is no log, and the error says so."""
+    (folder,) = train([retina_hyps(recording, n_epochs=1)])
+    with pytest.raises(ConfigError, match=r"pruning\.csv"):
+        pruning_steps(Run(folder.path))
