@@ -268,7 +268,7 @@ class Hyperparams(RunnerKeys):
 
 def weights_hash(path: Path) -> str:
     """SHA-256 of a file of weights: its name, if the sweep keeps it, or computed."""
-    if re.fullmatch(r"[0-9a-f]{64}", path.stem):
+    if path.parent.name == "init_weights" and re.fullmatch(r"[0-9a-f]{64}", path.stem):
         return path.stem
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

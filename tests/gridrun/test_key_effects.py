@@ -1,0 +1,844 @@
+"""Every key outside the models: two short sweeps that differ in it alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import gridrun.executors.process as process_executor
+import gridrun.readers as reading_ahead
+import gridrun.training.job as training_job
+from gridrun.config import Hyperparams, complete, defaults_of, key, keys_of
+from gridrun.errors import ConfigError, DataError
+from gridrun.plugins import libraries
+from gridrun.sweep import Run, Sweep, load_sweep, run_sweep
+
+RETINA, IMAGES = "torchdeepretina", "imgclass"
+COMMON: dict[str, Any] = {
+    "exp_name": "sweep",
+    "n_epochs": 2,
+    "lr": 0.01,
+    "seed": 5,
+    "data_root": "data",
+    "executor": "serial",
+    "workers": 1,
+}
+BASE: dict[str, dict[str, Any]] = {
+    RETINA: COMMON
+    | {
+        "model_type": "VaryModel",
+        "dataset": "rec",
+        "stim_type": "movie",
+        "img_shape": [4, 8, 8],
+        "chans": [2],
+        "ksizes": [5, 4],
+        "batch_size": 32,
+    },
+    IMAGES: COMMON
+    | {
+        "model_type": "SmallNet",
+        "dataset": "set",
+        "img_shape": [3, 8, 8],
+        "chans": [3],
+        "ksizes": [3],
+        "mid_dims": 5,
+        "batch_size": 16,
+    },
+}
+
+# --- what a sweep shows -----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A sweep after training, and what was started for it.
+
+    Args:
+        sweep: As trained.
+        jobs: Number of runs and the device of each job trained in this process.
+        n_readers: Processes that read batches ahead.
+        n_workers: Worker processes.
+    """
+
+    sweep: Sweep
+    jobs: tuple[tuple[int, str], ...]
+    n_readers: int
+    n_workers: int
+
+    @property
+    def runs(self) -> list[Run]:
+        return self.sweep.runs()
+
+    @functools.cached_property
+    def weights(self) -> list[dict[str, Tensor]]:
+        """The last state dict of each run."""
+        return [run.checkpoint("last")["model_state_dict"] for run in self.runs]
+
+    def column(self, name: str) -> list[float]:
+        """A column of the first run's epochs."""
+        return [row[name] for row in self.runs[0].folder.read_metrics()]
+
+    @property
+    def attempt(self) -> dict[str, Any]:
+        """The first run's attempt."""
+        (found,) = self.runs[0].record["attempts"]
+        return dict(found)
+
+
+def equal_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts agree bit for bit."""
+    return one.keys() == other.keys() and all(
+        (one[name].dtype, one[name].numpy().tobytes())
+        == (other[name].dtype, other[name].numpy().tobytes())
+        for name in one
+    )
+
+
+def names(outcome: Outcome) -> list[str]:
+    return [run.folder.path.name for run in outcome.runs]
+
+
+def seeds(outcome: Outcome) -> list[int | None]:
+    return [run.hyps.seed for run in outcome.runs]
+
+
+def files(outcome: Outcome) -> list[int]:
+    """Epochs whose file is there."""
+    found = outcome.runs[0].folder.path.rglob("epoch_*.pt")
+    return sorted(int(path.stem[-4:]) for path in found)
+
+
+def best_epoch(outcome: Outcome) -> int:
+    return int(outcome.runs[0].record["best_epoch"])
+
+
+def n_samples(outcome: Outcome) -> tuple[int, int]:
+    """Training and validation samples."""
+    (run, *_) = outcome.runs
+    found = run.library.load_trainer().inspect_data(run.hyps).n_samples
+    return found["train"], found["val"]
+
+
+def n_steps(outcome: Outcome) -> int:
+    """Updates as Adam counts them."""
+    return int(
+        outcome.runs[0].checkpoint("last")["optim_state_dict"]["state"][0]["step"]
+    )
+
+
+def stored_as(outcome: Outcome) -> torch.dtype:
+    """Type of the stimulus in memory."""
+    (run,) = outcome.runs
+    data = run.library.load_trainer().open_data(run.hyps, torch.device("cpu"))
+    found: torch.dtype = data.train.stimulus.dtype
+    return found
+
+
+def cells(outcome: Outcome) -> list[int]:
+    found: list[int] = outcome.runs[0].checkpoint("last")["data"]["cells"]
+    return found
+
+
+def types(outcome: Outcome) -> set[torch.dtype]:
+    """Floating types of the weights."""
+    found = {tensor.dtype for tensor in outcome.weights[0].values()}
+    return {dtype for dtype in found if dtype.is_floating_point}
+
+
+def n_rows(outcome: Outcome) -> int:
+    return len(outcome.column("epoch"))
+
+
+def columns(outcome: Outcome) -> int:
+    """Number of columns in the epoch table."""
+    return len(outcome.runs[0].folder.read_metrics()[0])
+
+
+def rates(outcome: Outcome) -> list[float]:
+    return outcome.column("lr")
+
+
+def job_sizes(outcome: Outcome) -> list[int]:
+    return [size for size, _ in outcome.jobs]
+
+
+# --- effects ----------------------------------------------------------------------
+
+Effect = Callable[[Outcome, Outcome], None]
+
+
+def dw(one: Outcome, other: Outcome) -> None:
+    """The weights of the first runs differ."""
+    assert not equal_bits(one.weights[0], other.weights[0])
+
+
+def same_w(one: Outcome, other: Outcome) -> None:
+    """Every run of both ends bit for bit the same."""
+    for pair in zip(one.weights, other.weights, strict=True):
+        assert equal_bits(*pair)
+
+
+def other_data(one: Outcome, other: Outcome) -> None:
+    """Other weights, from a file of another hash."""
+    dw(one, other)
+    hashes = [outcome.runs[0].record["data_sha256"] for outcome in (one, other)]
+    assert set(hashes[0].values()).isdisjoint(hashes[1].values())
+
+
+def other_validation_only(one: Outcome, other: Outcome) -> None:
+    """Training is the same bit for bit, validation is not."""
+    same_w(one, other)
+    assert one.column("loss") == other.column("loss")
+    assert one.column("val_loss") != other.column("val_loss")
+
+
+def other_split_only(one: Outcome, other: Outcome) -> None:
+    """Weights that do not move are the same, what is measured on them is not."""
+    same_w(one, other)
+    assert one.column("loss") != other.column("loss")
+    assert one.column("val_loss") != other.column("val_loss")
+
+
+def other_training_only(one: Outcome, other: Outcome) -> None:
+    """Weights that do not move see other training inputs, validation the same."""
+    same_w(one, other)
+    assert one.column("loss") != other.column("loss")
+    assert one.column("val_loss") == other.column("val_loss")
+
+
+def smaller_norm(one: Outcome, other: Outcome) -> None:
+    """The trainable weights are smaller."""
+    norms = []
+    for outcome in (one, other):
+        parameters = outcome.runs[0].load_model("last").parameters()
+        flat = torch.cat([one.detach().flatten() for one in parameters])
+        norms.append(float(flat.norm()))
+    assert norms[1] < norms[0]
+
+
+def repeats_differ(one: Outcome, other: Outcome) -> None:
+    """The first repeat is the single run; no two repeats have equal weights."""
+    a, b, c = other.weights
+    assert equal_bits(one.weights[0], a)
+    assert not any(equal_bits(*pair) for pair in ((a, b), (a, c), (b, c)))
+
+
+def second_is_first(one: Outcome, other: Outcome) -> None:
+    """Repeat 1 of a seed is repeat 0 of the next seed."""
+    assert equal_bits(one.weights[1], other.weights[0])
+
+
+def given_seeds(one: Outcome, other: Outcome) -> None:
+    """The runs have those seeds, all the split of the first."""
+    assert seeds(other) == [9, 4]
+    assert {run.hyps.split_seed for run in other.runs} == {9}
+
+
+def moved(one: Outcome, other: Outcome) -> None:
+    """The sweep lies in another folder."""
+    assert one.sweep.folder.path.parent != other.sweep.folder.path.parent
+    assert other.sweep.folder.path.parent.name == "another"
+
+
+def its_own_library(one: Outcome, other: Outcome) -> None:
+    """What is recorded for null, given, is the same run."""
+    same_w(one, other)
+    for outcome in (one, other):
+        assert outcome.runs[0].hyps.library == outcome.runs[0].library.name
+
+
+def changed(observe: Callable[[Outcome], Any], before: Any, after: Any) -> Effect:
+    """An observable has one value before and another after."""
+    assert before != after
+
+    def effect(one: Outcome, other: Outcome) -> None:
+        assert observe(one) == before
+        assert observe(other) == after
+
+    return effect
+
+
+# --- the table --------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One change of one key.
+
+    Args:
+        value: The new value.
+        effects: What must hold of the outcomes before and after; a text: the change
+            is refused with it.
+        context: What else differs from the base, before and after; `...`: left out.
+        only: The library; None: both.
+        ranges: What is swept before and after.
+    """
+
+    value: Any
+    effects: tuple[Effect, ...] | str
+    context: Mapping[str, Any] = {}
+    only: str | None = None
+    ranges: Mapping[str, Any] = {}
+
+
+STILL = {"optimizer": "SGD", "lr": 1e-30, "bnorm": False}
+FALLING = {"n_epochs": 3, "monitor": "loss"}
+RISING = {"n_epochs": 3, "monitor": "loss:max"}
+MAPS = {"model_type": "RetinotopicModel", "ksizes": [5, 2], "rand_onehot": True}
+RETINOTOPIC = MAPS | {"train_loop": "retinotopic_loop"}
+DECAY = {"scheduler": "ExponentialLR", "scheduler_args": {"gamma": 0.9}}
+TWO = {"executor": "process", "n_repeats": 2, "n_epochs": 1}
+RETINA_START = {"split_seed": 5, "init_weights_path": "weights/torchdeepretina.pt"}
+IMAGE_START = {"split_seed": 5, "init_weights_path": "weights/imgclass.pt"}
+TOGETHER = "given together with"
+
+SWEEP: dict[str, list[Row]] = {
+    "exp_name": [
+        Row("a_b", (changed(names, ["sweep_0"], ["a_b_0"]), same_w)),
+        Row("test", (changed(names, ["sweep_0"], ["test_0"]), same_w)),
+    ],
+    "n_repeats": [
+        Row(3, (changed(seeds, [5], [5, 6, 7]), repeats_differ)),
+    ],
+    "seed": [
+        Row(6, (dw,), {"split_seed": 5}),
+        Row(6, (second_is_first,), {"split_seed": 5, "n_repeats": 2}),
+        Row(6, (dw,), STILL | {"split_seed": 5}),  # the initial weights
+        Row(6, (dw,), RETINA_START | {"noise": 0.0}, only=RETINA),  # the order
+        Row(6, (dw,), RETINA_START | {"shuffle": False}, only=RETINA),  # the noise
+        Row(6, (dw,), IMAGE_START | {"augment": []}, only=IMAGES),  # the order
+        Row(6, (dw,), IMAGE_START | {"shuffle": False}, only=IMAGES),  # flips
+    ],
+    "split_seed": [
+        Row(6, (dw,), only=IMAGES),
+        Row(6, (other_split_only,), STILL, only=IMAGES),
+        Row(6, (same_w,), {"shuffle": False}, only=IMAGES),
+        Row(6, (dw,), {"shuffle": False, "bootstrap": 1}, only=IMAGES),
+        Row(6, (same_w,), only=RETINA),
+        Row(6, (dw,), {"bootstrap": 1}, only=RETINA),
+    ],
+    "save_every_epoch": [
+        Row(True, (changed(files, [1, 3], [1, 2, 3]), same_w), RISING),
+    ],
+    "starting_exp_num": [
+        Row(7, (changed(names, ["sweep_0"], ["sweep_7"]), same_w)),
+    ],
+    "skip_nums": [
+        Row(
+            [1],
+            (
+                changed(
+                    names, ["sweep_0", "sweep_1", "sweep_2"], ["sweep_0", "sweep_2"]
+                ),
+            ),
+            {"n_repeats": 3, "n_epochs": 1},
+        ),
+        Row([3], "skip_nums", {"n_repeats": 3}),
+    ],
+}
+DATA: dict[str, list[Row]] = {
+    "data_root": [
+        Row("elsewhere", (same_w,)),
+        Row("turned", (other_data,)),  # other files of the same names
+        Row("absent", "absent"),
+    ],
+    "dataset": [Row("other", (other_data,))],
+    "stim_type": [Row("other", (other_data,))],
+    "cells": [
+        Row([0, 2], (changed(cells, [0, 1, 2], [0, 2]), dw)),
+        Row([2, 0, 1], (changed(cells, [0, 1, 2], [2, 0, 1]), dw)),
+    ],
+    "response_type": [Row("binned", (dw,)), Row("firing_rate_5ms", (dw,))],
+    # 135 frames: 131 windows, 13 to validate, 7 too near them
+    "target_offset": [Row(0, (changed(n_samples, (111, 13), (113, 13)), dw))],
+    "n_skip_frames": [Row(5, (changed(n_samples, (111, 13), (106, 13)), dw))],
+    "stim_storage": [
+        Row("float32", (changed(stored_as, torch.uint8, torch.float32), same_w)),
+        Row("float16", (changed(stored_as, torch.uint8, torch.float16), same_w)),
+        Row(
+            "uint8",
+            (changed(stored_as, torch.float32, torch.uint8), same_w),
+            {"stim_storage": "float32"},
+        ),
+    ],
+    "shuffle": [Row(False, (dw,))],
+    "val_p": [
+        Row(0.3, (changed(n_samples, (111, 13), (85, 39)), dw), only=RETINA),
+        Row(0.3, (changed(n_samples, (59, 7), (46, 20)), dw), only=IMAGES),
+    ],
+    "val_loc": [
+        Row("middle", (dw,), only=RETINA),
+        Row("beginning", (dw,), only=RETINA),
+        Row("middle", (dw,), {"shuffle": False}, only=IMAGES),
+        Row("beginning", (dw,), {"shuffle": False}, only=IMAGES),
+        Row("middle", (same_w,), only=IMAGES),
+    ],
+    "n_workers": [
+        Row(2, (changed(lambda outcome: outcome.n_readers, 0, 2), same_w)),
+    ],
+    "augment": [
+        Row([], (dw,)),
+        Row([], (other_training_only,), STILL),
+        Row(["flip"], (same_w,)),  # what the file says
+        *[
+            Row([name], (dw,), {"augment": []})
+            for name in ("flip", "crop", "jitter", "rotate")
+        ],
+    ],
+    "normalizer": [
+        Row("none", (dw,)),
+        Row("per_sample", (dw,)),
+        Row("per_channel", (dw,), only=RETINA),
+        Row("global", (dw,), only=IMAGES),
+    ],
+}
+TRAINING: dict[str, list[Row]] = {
+    "train_loop": [
+        Row(
+            "retinotopic_loop",
+            (changed(columns, 6, 8), dw),
+            MAPS,
+            only=RETINA,
+        ),
+        Row("retinotopic_loop", "train_loop", only=IMAGES),
+    ],
+    "lossfxn": [
+        Row("MSELoss", (dw,)),
+        Row("PoissonNLLLoss", (dw,), only=IMAGES),
+        Row("CrossEntropyLoss", "lossfxn", only=RETINA),
+    ],
+    "log_poisson": [Row(True, (dw,))],
+    "batch_size": [
+        Row(16, (changed(n_steps, 8, 14), dw), only=RETINA),
+        Row(8, (changed(n_steps, 8, 16), dw), only=IMAGES),
+    ],
+    "n_epochs": [Row(3, (changed(n_rows, 2, 3), dw))],
+    "lr": [Row(0.02, (changed(rates, [0.01] * 2, [0.02] * 2), dw))],
+    "l2": [Row(1.0, (dw, smaller_norm))],
+    "l1": [Row(0.1, (changed(columns, 6, 7), dw))],
+    "optimizer": [Row("SGD", (dw,)), Row("AdamW", (dw,), {"l2": 0.5})],
+    "optimizer_args": [Row({"eps": 0.5}, (dw,)), Row({"amsgrad": True}, (dw,))],
+    "scheduler": [
+        Row(
+            "CosineAnnealingLR",
+            (changed(rates, [0.01, 0.01], pytest.approx([0.01, 0.005])), dw),
+        )
+    ],
+    "scheduler_args": [
+        Row(
+            {"gamma": 0.5},
+            (
+                changed(
+                    rates, pytest.approx([0.01, 0.009]), pytest.approx([0.01, 0.005])
+                ),
+                dw,
+            ),
+            DECAY,
+        )
+    ],
+    "monitor": [Row("loss:max", (changed(best_epoch, 3, 1), same_w), FALLING)],
+    "early_stop_patience": [Row(1, (changed(n_rows, 3, 2),), RISING)],
+    "semantic_scale": [Row(0.0, (dw,), RETINOTOPIC)],
+    "semantic_l1": [Row(1.0, (dw,), RETINOTOPIC)],
+}
+RUNNER: dict[str, list[Row]] = {
+    "library": [
+        Row(RETINA, (its_own_library,), only=RETINA),
+        Row(IMAGES, (its_own_library,), only=IMAGES),
+        Row(IMAGES, "a sweep has one library", only=RETINA),
+        Row(RETINA, "a sweep has one library", only=IMAGES),
+    ],
+    "seeds": [
+        Row([9, 4], (given_seeds, dw), {"seed": ...}),
+        Row([9, 4], TOGETHER),
+    ],
+    "bootstrap": [
+        Row(2, (changed(seeds, [5], [5, 6]), dw)),
+        Row(2, TOGETHER, {"n_repeats": 2}),
+        Row(2, TOGETHER, {"seed": ..., "seeds": [1]}),
+        Row(2, TOGETHER, {"bootstrap_index": 1}),
+    ],
+    "bootstrap_index": [
+        Row(0, (dw,)),
+        Row(1, (dw,), {"bootstrap_index": 0}),
+    ],
+    "init_weights_path": [
+        Row("weights/torchdeepretina.pt", (dw,), only=RETINA),
+        Row("weights/imgclass.pt", (dw,), only=IMAGES),
+        Row("weights/absent.pt", "no file"),
+    ],
+    "precision": [
+        Row("bfloat16", (dw,)),
+        Row("float64", (changed(types, {torch.float32}, {torch.float64}), dw)),
+    ],
+    "grad_clip": [Row(1e-3, (dw,))],
+    "early_stop_min_delta": [
+        Row(1e6, (changed(n_rows, 3, 2),), FALLING | {"early_stop_patience": 1}),
+        Row(1e6, "needs early_stop_patience"),
+    ],
+    "train_set_size": [
+        Row(40, (changed(n_samples, (111, 13), (40, 13)), dw), only=RETINA),
+        Row(40, (changed(n_samples, (59, 7), (40, 7)), dw), only=IMAGES),
+        Row(200, "train_set_size"),
+        Row(1, "train_set_size"),
+        Row(1, (dw,), {"bnorm": False}),
+    ],
+    "val_set_size": [
+        Row(5, (changed(n_samples, (111, 13), (111, 5)),), only=RETINA),
+        Row(5, (changed(n_samples, (59, 7), (59, 5)),), only=IMAGES),
+        Row(5, (other_validation_only,)),
+        Row(200, "val_set_size"),
+    ],
+    "save_root": [Row("another", (moved, same_w), only=IMAGES)],
+    "executor": [
+        Row(
+            "process",
+            (changed(lambda outcome: outcome.n_workers, 0, 1), same_w),
+            TWO | {"executor": "serial"},
+            only=RETINA,
+        )
+    ],
+    "workers": [
+        Row(
+            2,
+            (changed(lambda outcome: outcome.n_workers, 1, 2), same_w),
+            TWO,
+            only=RETINA,
+        ),
+        Row(0, "workers"),
+    ],
+    "cohort_size": [
+        Row(1, (changed(job_sizes, [2], [1, 1]), same_w), ranges={"lr": [0.01, 0.02]}),
+        Row(0, "cohort_size"),
+    ],
+    "threads": [Row(2, (changed(lambda outcome: outcome.attempt["threads"], 1, 2),))],
+    "device": [
+        Row("cpu", (changed(lambda outcome: outcome.jobs[0][1], "auto", "cpu"),)),
+        Row("cuda:99", "cuda:99 is not there"),
+    ],
+    "engine": [Row("solo", (same_w,)), Row("graph", "not available yet")],
+    "conv_method": [Row("direct", (same_w,)), Row("fourier", "not available yet")],
+}
+EFFECTS = SWEEP | DATA | TRAINING | RUNNER
+OWN_TESTS = {
+    "max_attempts": "test_max_attempts_counts_dead_workers",
+    "hang_timeout_s": "test_hang_timeout_s_kills_a_silent_worker",
+}
+
+
+def rows_of(library: str, name: str) -> list[Row]:
+    """The rows of a key that hold for a library."""
+    return [row for row in EFFECTS.get(name, ()) if row.only in (None, library)]
+
+
+def is_tested(library: str, schema: type[Hyperparams], name: str) -> bool:
+    """Whether a key has the tests that it needs.
+
+    Keys that act on a run, in each library; what never changes results, in one.
+    """
+    facts = keys_of(schema)[name]
+    if facts.available is False or facts.group in ("model", "pruning"):
+        return True
+    if facts.identity == "yes":
+        return bool(rows_of(library, name))
+    return bool(EFFECTS.get(name)) or OWN_TESTS.get(name) in globals()
+
+
+ROWS = [
+    pytest.param(library, name, row, id=f"{library}-{name}-{i}")
+    for library in BASE
+    for name in libraries()[library].schema.model_fields
+    for i, row in enumerate(rows_of(library, name))
+]
+
+
+@pytest.mark.parametrize("library", BASE)
+def test_every_key_outside_the_models_has_an_effect_test(library: str) -> None:
+    """A key that can be given changes something below, or is one of a model."""
+    schema = libraries()[library].schema
+    untested = [n for n in schema.model_fields if not is_tested(library, schema, n)]
+    assert not untested, f"{library}: add rows to EFFECTS for {untested}"
+
+
+def test_the_tables_name_no_other_keys() -> None:
+    """Every row's key is in a schema."""
+    known = {name for one in libraries().values() for name in one.schema.model_fields}
+    assert set(EFFECTS) | set(OWN_TESTS) <= known
+
+
+def test_a_new_key_would_be_missed() -> None:
+    """The check above fails for a key that is added to a schema alone."""
+    schema = libraries()[IMAGES].schema
+
+    class More(schema):  # type: ignore[misc, valid-type]
+        colour: str = key("red", "of the images", group="data")
+
+    assert not is_tested(IMAGES, More, "colour")
+
+
+# --- training ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def places(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_recording: Callable[..., Any],
+    write_images: Callable[..., Any],
+) -> Iterator[Path]:
+    """A working directory with data, twice, and a file of weights per library."""
+    root = tmp_path_factory.mktemp("effects")
+    data = root / "data"
+    arrays = write_recording(data / "rec" / "movie.h5")
+    lit = {"train/stimulus": arrays["train/stimulus"][::-1].copy()}
+    write_recording(data / "rec" / "other.h5", changes=lit)
+    write_recording(data / "other" / "movie.h5", changes=lit)
+    pictures = write_images(
+        data / "set" / "images.h5", shape=(3, 8, 8), augment='["flip"]'
+    )
+    turned = {"train/images": pictures["train/images"][::-1].copy()}
+    write_images(
+        data / "other" / "images.h5",
+        shape=(3, 8, 8),
+        augment='["flip"]',
+        changes=turned,
+    )
+    shutil.copytree(data, root / "elsewhere")
+    for name in ("rec", "set"):
+        shutil.copytree(data / "other", root / "turned" / name)
+    (root / "weights").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for library, base in BASE.items():
+            keys = {**base, "save_root": f"warm/{library}", "seed": 77}
+            (run,) = run_sweep(keys, quiet=True).runs()
+            path = run.folder.checkpoint_path(2)
+            shutil.copy(path, root / "weights" / f"{library}.pt")
+        yield root
+
+
+class Swept:
+    """Trains each configuration once, in a folder of its own."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.jobs: list[tuple[int, str]] = []
+        self.children: list[str] = []
+        train_job = training_job.train_job
+        start_child = process_executor.start_child
+
+        def train_and_note(job: Any, *arguments: Any) -> None:
+            self.jobs.append((len(job.folders), job.device))
+            train_job(job, *arguments)
+
+        def start_and_note(module: str, threads: int) -> Any:
+            self.children.append(module)
+            return start_child(module, threads)
+
+        patch.setattr(os, "fsync", lambda descriptor: None)  # for speed
+        patch.setattr(training_job, "train_job", train_and_note)
+        patch.setattr(process_executor, "start_child", start_and_note)
+        patch.setattr(reading_ahead, "start_child", start_and_note)
+
+    def __call__(self, keys: Mapping[str, Any], ranges: Mapping[str, Any]) -> Outcome:
+        name = json.dumps([keys, ranges])
+        if name not in self.outcomes:
+            self.jobs.clear()
+            self.children.clear()
+            where = {"save_root": f"runs/{len(self.outcomes)}"}
+            sweep = run_sweep({**where, **keys}, ranges or None, quiet=True)
+            states = [run.record["error"] for run in sweep.runs()]
+            assert not any(states), states
+            self.outcomes[name] = Outcome(
+                sweep,
+                tuple(self.jobs),
+                self.children.count("gridrun.readers"),
+                self.children.count("gridrun.executors.worker"),
+            )
+        return self.outcomes[name]
+
+
+@pytest.fixture(scope="module")
+def swept(places: Path) -> Iterator[Swept]:
+    """Function (keys, ranges) that trains a sweep once and gives its outcome."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Swept(patch)
+
+
+def keys_before(library: str, row: Row) -> dict[str, Any]:
+    given = {**BASE[library], **row.context}
+    return {name: value for name, value in given.items() if value is not ...}
+
+
+@pytest.mark.parametrize(("library", "name", "row"), ROWS)
+def test_a_key_has_its_effect(
+    swept: Swept, places: Path, library: str, name: str, row: Row
+) -> None:
+    """Two sweeps that differ in one key differ in what the reference says of it."""
+    before = keys_before(library, row)
+    after = {**before, name: row.value}
+    if isinstance(row.effects, str):
+        with pytest.raises((ConfigError, DataError), match=row.effects):
+            run_sweep({**after, "save_root": "refused"}, quiet=True)
+        assert not (places / "refused").exists()
+        return
+    outcomes = swept(before, row.ranges), swept(after, row.ranges)
+    for effect in row.effects:
+        effect(*outcomes)
+
+
+@pytest.mark.parametrize("library", BASE)
+def test_a_sweep_again_elsewhere_is_the_same(swept: Swept, library: str) -> None:
+    """Without a change nothing changes, so the effects above are the keys' own."""
+    again = run_sweep({**BASE[library], "save_root": f"again/{library}"}, quiet=True)
+    weights = again.runs()[0].checkpoint("last")["model_state_dict"]
+    assert equal_bits(swept(BASE[library], {}).weights[0], weights)
+
+
+# --- in one process, one after the other ------------------------------------------
+
+OF_DATA = {*DATA, "train_set_size", "val_set_size", "bootstrap_index", "split_seed"}
+SWEPT_DATA = [
+    pytest.param(library, name, row, id=f"{library}-{name}-{i}")
+    for library in BASE
+    for name, facts in keys_of(libraries()[library].schema).items()
+    if name in OF_DATA and facts.sweepable
+    for i, row in enumerate(rows_of(library, name))
+    if not isinstance(row.effects, str) and row.effects != (same_w,)
+]
+
+
+@pytest.mark.parametrize(("library", "name", "row"), SWEPT_DATA)
+def test_runs_on_other_data_are_not_confused(
+    swept: Swept, library: str, name: str, row: Row
+) -> None:
+    """Both values of a key of the data in one sweep are the two sweeps of one run."""
+    before = keys_before(library, row)
+    alone = [swept(before, {}), swept({**before, name: row.value}, {})]
+    values = [getattr(alone[0].runs[0].hyps, name), row.value]
+    given = {key: value for key, value in before.items() if key != name}
+    together = swept(given, {name: values})
+    for one, run, weights in zip(alone, together.runs, together.weights, strict=True):
+        assert equal_bits(one.weights[0], weights)
+        rows = [found.folder.read_metrics() for found in (one.runs[0], run)]
+        assert [row["val_loss"] for row in rows[0]] == [
+            row["val_loss"] for row in rows[1]
+        ]
+
+
+def test_centres_from_white_noise_are_found_for_some_runs_of_a_sweep(
+    swept: Swept, places: Path, write_recording: Callable[..., Any]
+) -> None:
+    """A model that needs cells' places gets them beside one that does not."""
+    for name in ("movie", "whitenoise"):
+        write_recording(places / "data" / "blind" / f"{name}.h5", centers=False)
+    keys = {**BASE[RETINA], "dataset": "blind", "ksizes": [5, 2]}
+    together = swept(keys, {"convgc": [False, True]})
+    alone = swept({**keys, "convgc": True}, {})
+    assert equal_bits(together.weights[1], alone.weights[0])
+
+
+# --- what is not there yet --------------------------------------------------------
+
+SOME_VALUES: tuple[Any, ...] = (True, 7, "other", ["other"], {"other": 1})
+NOT_AVAILABLE = [
+    pytest.param(library, name, id=f"{library}-{name}")
+    for library in BASE
+    for name, facts in keys_of(libraries()[library].schema).items()
+    if facts.available is False
+]
+
+
+@pytest.mark.parametrize(("library", "name"), NOT_AVAILABLE)
+def test_keys_that_are_not_built_take_their_default_alone(
+    library: str, name: str
+) -> None:
+    """Another value is refused as not available yet; the default is accepted."""
+    schema = libraries()[library].schema
+    for value in SOME_VALUES:
+        _, problems = complete({**BASE[library], name: value}, schema)
+        assert any(n == name and "not available yet" in text for n, text in problems)
+    hyps, _ = complete({**BASE[library], name: defaults_of(schema)[name]}, schema)
+    assert hyps is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("executor", "slurm"), ("executor", "ray"), ("engine", "stacked")],
+)
+def test_values_that_are_not_built_are_refused(name: str, value: str) -> None:
+    """Of a key that is partly there the other values are told as not available yet."""
+    _, problems = complete({**BASE[IMAGES], name: value}, libraries()[IMAGES].schema)
+    assert "not available yet" in dict(problems)[name]
+
+
+# --- workers that die -------------------------------------------------------------
+
+FAKE_WORKER = """
+import sys, time
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+connection.send(None)
+connection.recv()
+time.sleep(float(sys.argv[2]))
+sys.exit(3)
+"""
+
+
+def failed_sweep(
+    root: Path, patch: pytest.MonkeyPatch, sleep_s: float, **options: Any
+) -> tuple[int, str]:
+    """Train with workers that die after a job; the number started, the run's error."""
+    started: list[Any] = []
+
+    def start_fake(module: str, threads: int) -> Any:
+        connection, other = Pipe()
+        arguments = [FAKE_WORKER, str(other.fileno()), str(sleep_s)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", *arguments], pass_fds=[other.fileno()]
+        )
+        other.close()
+        started.append(connection)
+        return process, connection
+
+    patch.setattr(process_executor, "start_child", start_fake)
+    keys = {**BASE[IMAGES], "executor": "process", "save_root": str(root), **options}
+    run_sweep(keys, quiet=True)
+    assert all(isinstance(one, Connection) for one in started)
+    (run,) = load_sweep(root / "sweep").runs()
+    return len(started), str(run.record["error"])
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_max_attempts_counts_dead_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_attempts: int
+) -> None:
+    """A run whose workers die is tried so often, then failed."""
+    n_started, error = failed_sweep(
+        tmp_path, monkeypatch, 0.0, max_attempts=max_attempts
+    )
+    assert n_started == max_attempts
+    assert f"died {max_attempts} times" in error
+    assert "exit code 3" in error
+
+
+@pytest.mark.parametrize(("timeout_s", "how"), [(0.2, "signal 9"), (60.0, "exit code")])
+def test_hang_timeout_s_kills_a_silent_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float, how: str
+) -> None:
+    """A worker that says nothing for longer is killed, one that does not is left."""
+    options = {"max_attempts": 1, "hang_timeout_s": timeout_s}
+    _, error = failed_sweep(tmp_path, monkeypatch, 1.5, **options)
+    assert how in error
