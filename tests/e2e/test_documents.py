@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from gridrun.cli import main
 from gridrun.config.reference import MARK, reference
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,3 +76,30 @@ def test_notebooks_run(name: str, tmp_path: Path) -> None:
         if "image/png" in output.get("data", {})
     ]
     assert len(pictures) == 2
+
+
+PAIRS = sorted((REPOSITORY / "training_scripts").glob("*hyperparams.json"))
+
+
+@pytest.fixture(scope="session")
+def small_retina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that holds the small virtual retina, as the documents make it."""
+    root = tmp_path_factory.mktemp("data")
+    argv = ["data", "simulate", "sim-small", "--size", "small"]
+    assert main([*argv, "--data-root", str(root)]) == 0
+    return root
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.name)
+def test_shipped_configurations_run(
+    path: Path, tmp_path: Path, small_retina: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pair trains, on data that ship or that its README line makes."""
+    monkeypatch.setenv("GRIDRUN_DATA", str(small_retina))
+    ranges = path.with_name(path.name.replace("params", "ranges"))
+    files = [str(path), *([str(ranges)] if ranges.exists() else [])]
+    brief = ["n_repeats=1", "n_epochs=1", "--executor", "serial", "--quiet"]
+    if json.loads(path.read_text())["dataset"] == "sim-small":
+        brief += ["train_set_size=300", "val_set_size=60"]
+    assert main(["run", *files, *brief, "--save-root", str(tmp_path)]) == 0
