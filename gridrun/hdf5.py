@@ -63,6 +63,44 @@ def open_file(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def new_file(path: Path, **options: Any) -> Iterator[Any]:
+    """A new HDF5 file, which takes its name only when the block has succeeded.
+
+    Args:
+        path: Its final name; missing folders are made, and removed on failure.
+        **options: Of `h5py.File`.
+    """
+    is_new_folder = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in sorted(path.parent.glob(f".{path.name}.*.partial")):
+        logger.warning(
+            "%s: left by a command that was killed; delete it unless one runs now",
+            leftover,
+        )
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with h5py.File(partial, "x", **options) as file:
+            yield file
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        if is_new_folder and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """What goes wrong inside with a damaged file is a `DataError` that names it."""
     try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +15,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from gridrun.errors import DataError
+from gridrun.hdf5 import new_file
 from imgclass.importers.image_set import (
     SPLITS,
     Images,
@@ -144,31 +143,9 @@ def _small_parts(image_set: ImageSet) -> dict[str, Extra]:
 def _write_atomically(
     path: Path, image_set: ImageSet, shared: SharedImages, progress: bool
 ) -> None:
-    """Write under a temporary name in the same folder, flush, then rename."""
-    is_new_folder = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _warn_of_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with h5py.File(temporary, "x", libver=HDF5_FORMAT) as file:
-            _fill(file, image_set, shared, progress)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        if is_new_folder and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-        raise
-
-
-def _warn_of_leftovers(path: Path) -> None:
-    for leftover in sorted(path.parent.glob(f".{path.name}.*.tmp")):
-        logger.warning(
-            "%s: left by an import that was killed; delete it unless one is running "
-            "now",
-            leftover,
-        )
+    """Write the whole file or none."""
+    with new_file(path, libver=HDF5_FORMAT) as file:
+        _fill(file, image_set, shared, progress)
 
 
 def _fill(file: Any, image_set: ImageSet, shared: SharedImages, progress: bool) -> None:
@@ -234,15 +211,6 @@ def _batches(images: Images) -> Iterator[slice]:
     n = n_per_chunk * max(1, _n_per(BATCH_BYTES, images) // n_per_chunk)
     for start in range(0, len(images), n):
         yield slice(start, min(start + n, len(images)))
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(path: Path, image_set: ImageSet, progress: bool) -> str | None:

@@ -264,10 +264,10 @@ def test_killed_import_leaves_no_half_file(
         assert process.returncode == 130
         assert left == []
     else:
-        assert [name.rsplit(".", 1)[1] for name in left] == ["tmp"]
+        assert [name.rsplit(".", 1)[1] for name in left] == ["partial"]
     done = run_import("npz", "--from", archive)
     assert done.code == 0
-    assert ("left by an import that was killed" in done.text) == bool(left)
+    assert ("left by a command that was killed" in done.text) == bool(left)
     assert done.datasets["train/images"].shape == (12, 1, 12, 12)
 
 
@@ -279,7 +279,7 @@ def test_failed_write_leaves_nothing(
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imgclass.importers.files.os.fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     done = run_import("npz", "--from", archive)
     assert done.refused("could not be written", "No space left")
 

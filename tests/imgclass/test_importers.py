@@ -128,7 +128,7 @@ def test_interrupted_write_leaves_the_old_file(
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imgclass.importers.files.os.fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(DataError, match=r"images\.h5: could not be written.*No space"):
         write(path, make_set(3))
     assert [sha256(p) for p in tmp_path.iterdir()] == [before]
@@ -147,7 +147,7 @@ def test_file_is_synced_before_it_gets_its_name(
         events.append(f"{'folder' if is_folder else 'file'} {path.exists()}")
         sync(descriptor)
 
-    monkeypatch.setattr("imgclass.importers.files.os.fsync", record)
+    monkeypatch.setattr("os.fsync", record)
     write(path, make_set())
     assert events == ["file False", "folder True"]
 

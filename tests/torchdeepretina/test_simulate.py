@@ -253,7 +253,7 @@ def test_killed_simulation_leaves_no_half_file(
     assert not list(tmp_path.glob("*.h5"))
     with caplog.at_level(logging.WARNING):
         simulate(tmp_path, stim="naturalscene", progress=False)
-    assert "left by a simulation that was killed" in caplog.text
+    assert "left by a command that was killed" in caplog.text
 
 
 # Layout

@@ -6,16 +6,16 @@ import argparse
 import difflib
 import json
 import logging
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 import h5py
 from tqdm.auto import tqdm
 
+from gridrun.config import data_root
 from gridrun.errors import ConfigError, DataError
+from gridrun.hdf5 import new_file
 from torchdeepretina.simulate.interneurons import write_interneurons
 from torchdeepretina.simulate.recipe import (
     N_BOX_FRAMES,
@@ -36,8 +36,6 @@ KINDS: Final[dict[StimOption, tuple[FileKind, ...]]] = {
     "whitenoise": ("whitenoise", "interneurons"),
     "both": ("naturalscene", "whitenoise", "interneurons"),
 }
-DATA_ROOT_VARIABLE: Final = "GRIDRUN_DATA"
-DEFAULT_DATA_ROOT: Final = "~/experiments/data"
 
 
 def simulate(
@@ -156,9 +154,7 @@ def _flat(record: Any, prefix: str = "") -> dict[str, object]:
 
 def _write(path: Path, kind: FileKind, recipe: Recipe, progress: bool) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _warn_of_leftovers(path)
-        with _bar(kind, recipe.size, progress) as bar, _new_file(path) as file:
+        with _bar(kind, recipe.size, progress) as bar, new_file(path) as file:
             if kind == "interneurons":
                 write_interneurons(file, recipe, bar.update)
             else:
@@ -184,37 +180,6 @@ def _bar(kind: FileKind, size: Size, progress: bool) -> tqdm[NoReturn]:
     )
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that takes its name only when the block has succeeded."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            yield file
-        _fsync(partial)
-        partial.replace(path)
-        _fsync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _warn_of_leftovers(path: Path) -> None:
-    for leftover in sorted(path.parent.glob(f".{path.name}.*.partial")):
-        logger.warning(
-            "%s: left by a simulation that was killed; delete it unless one is "
-            "running now",
-            leftover,
-        )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `gridrun data simulate`."""
     parser.add_argument("name", metavar="NAME", help="folder to make in the data root")
@@ -233,7 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-root",
         metavar="DIR",
-        help=f"default: ${DATA_ROOT_VARIABLE}, else {DEFAULT_DATA_ROOT}",
+        help="default: $GRIDRUN_DATA, else ~/experiments/data",
     )
 
 
@@ -247,7 +212,7 @@ def main(args: argparse.Namespace) -> int:
         ConfigError: An argument is wrong.
         DataError: A file differs from what is asked, or cannot be written.
     """
-    root = args.data_root or os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT
+    root, _ = data_root(args.data_root)
     stages = [stage.strip() for stage in args.ablate.split(",")]
     simulate(
         Path(root).expanduser() / _folder_name(args.name),
