@@ -20,8 +20,8 @@ from gridrun.errors import ConfigError, GridrunError, StoreError, SweepStopped
 
 if TYPE_CHECKING:
     from gridrun.analysis.tables import Row, RunSummary
+    from gridrun.plan import Plan
     from gridrun.plugins import Library
-    from gridrun.sweep import Plan
 
 MAX_ROWS = 60
 KEY_OPTIONS = ("workers", "threads", "executor", "device", "save_root", "data_root")
@@ -143,8 +143,9 @@ def split_inputs(inputs: Sequence[str]) -> tuple[str, str | None, list[str]]:
 
 def run(given: argparse.Namespace) -> int:
     """`gridrun run`."""
+    from gridrun.plan import plan_sweep
     from gridrun.request import read_request
-    from gridrun.sweep import execute, plan_sweep
+    from gridrun.sweep import execute
 
     options = {
         name: value
@@ -196,7 +197,7 @@ def report_results(plan: Plan, numbers: Collection[int], quiet: bool) -> int:
 def dry_run(plan: Plan) -> int:
     """Print what would be trained."""
     from gridrun.analysis import tables
-    from gridrun.sweep import number_runs
+    from gridrun.plan import number_runs
 
     for notice in plan.notices:
         print(notice)

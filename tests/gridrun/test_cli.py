@@ -16,8 +16,7 @@ import pytest
 from strategies import IMAGES, write_run, write_sweep
 
 from gridrun.cli import duration_text, main, split_inputs
-from gridrun.errors import ConfigError
-from gridrun.sweep import SweepStopped
+from gridrun.errors import ConfigError, SweepStopped
 
 
 def refuse_constant(text: str) -> None:
@@ -236,7 +235,7 @@ def test_an_interrupt_while_checking_is_exit_code_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gridrun.sweep.plan_sweep", interrupted)
+    monkeypatch.setattr("gridrun.plan.plan_sweep", interrupted)
     assert call("run", *files) == (130, "", "")
 
 

@@ -21,6 +21,7 @@ WITHOUT_TORCH = (
     "gridrun.grid",
     "gridrun.guard",
     "gridrun.hdf5",
+    "gridrun.plan",
     "gridrun.planner",
     "gridrun.plugins",
     "gridrun.readers",

@@ -13,10 +13,10 @@ from strategies import BASES, IMAGES, RETINA
 from gridrun.config import defaults_of, keys_of
 from gridrun.effects import Effects, check_data, check_effects, make_specs
 from gridrun.errors import ConfigError, DataError, GridrunError
+from gridrun.plan import number_runs, plan_sweep
 from gridrun.plugins import libraries
 from gridrun.request import Request, read_request
 from gridrun.run import RunSpec
-from gridrun.sweep import number_runs, plan_sweep
 
 # hyperparameter reference, sections 1 and 6b
 NEVER_SWEPT = [

@@ -22,6 +22,7 @@ from strategies import IMAGES, completed
 
 from gridrun import store
 from gridrun.errors import CheckpointError, StoreError
+from gridrun.plan import plan_sweep, settle
 from gridrun.request import read_request
 from gridrun.run import RunSpec, RunState, make_spec
 from gridrun.store import (
@@ -36,7 +37,6 @@ from gridrun.store import (
     write_durably,
     write_json,
 )
-from gridrun.sweep import plan_sweep, settle
 
 
 def names(folder: Path) -> list[str]:

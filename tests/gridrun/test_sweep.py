@@ -11,10 +11,11 @@ import h5py
 import pytest
 
 from gridrun.errors import ConfigError, StoreError
+from gridrun.plan import Numbering, Plan, plan_sweep, settle
 from gridrun.request import read_request
 from gridrun.run import RunState
 from gridrun.store import SweepFolder
-from gridrun.sweep import Numbering, Plan, plan_sweep, run_sweep, settle
+from gridrun.sweep import run_sweep
 
 BASE = {
     "exp_name": "s",

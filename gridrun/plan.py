@@ -1,0 +1,287 @@
+"""A request beside its sweep's folder: its runs, their numbers, what is settled first.
+
+Planning writes nothing; `settle` records the request and makes the run folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gridrun
+from gridrun.config import Hyperparams, shown
+from gridrun.effects import (
+    Effects,
+    check_data,
+    check_effects,
+    kept_weights,
+    make_specs,
+)
+from gridrun.errors import ConfigError, StoreError
+from gridrun.plugins import Library, reads
+from gridrun.request import Point, Request
+from gridrun.run import RunSpec, RunState, identity
+from gridrun.store import (
+    Claim,
+    RunFolder,
+    SweepFolder,
+    assign_numbers,
+    read_record,
+    write_durably,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+SEED_LIMIT = 2**31 - 10**7  # leaves room for the repeats below 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A request checked against the models and the data.
+
+    Args:
+        request: As read.
+        points: Its grid points.
+        effects: Which keys act.
+        folder: The sweep's.
+        notices: What the user should know before it starts.
+    """
+
+    request: Request
+    points: Sequence[Point]
+    effects: Effects
+    folder: SweepFolder
+    notices: Sequence[str]
+
+    @property
+    def hyps(self) -> Hyperparams:
+        """Any grid point's configuration, for keys that are never swept."""
+        return self.points[0].hyps
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """A run of the request with its number, and its folder if there is one."""
+
+    number: int
+    spec: RunSpec
+    folder: RunFolder | None
+
+    @property
+    def state(self) -> RunState:
+        """Where it stands now."""
+        return RunState.PENDING if self.folder is None else self.folder.state()
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other runs."""
+        parts = [f"{name}={shown(value)}" for name, value in self.spec.axes.items()]
+        return ", ".join([*parts, f"repeat {self.spec.repeat}"])
+
+
+def plan_sweep(request: Request) -> Plan:
+    """Check a request completely; writes nothing.
+
+    Raises:
+        ConfigError, DataError: With every problem.
+    """
+    points = request.points()
+    effects = check_effects(request, points)
+    notices = [*effects.notices, *check_data(request, points)]
+    hyps = points[0].hyps
+    folder = SweepFolder(Path(hyps.save_root or ".").absolute() / hyps.exp_name)
+    _refuse_other_folder(folder)
+    return Plan(request, points, effects, folder, notices)
+
+
+def _refuse_other_folder(folder: SweepFolder) -> None:
+    if folder.exists() or not folder.path.exists():
+        return
+    if not folder.path.is_dir():
+        raise ConfigError(f"exp_name: {folder.path} is a file; choose another name")
+    others = [p.name for p in folder.path.iterdir() if not p.name.startswith(".")]
+    if others:
+        raise ConfigError(
+            f"exp_name: {folder.path} is there and is no sweep (it holds {others[0]}); "
+            "choose another exp_name or save_root"
+        )
+
+
+# --- numbers ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbering:
+    """The runs of a request with their numbers, before anything is written."""
+
+    record: dict[str, Any]
+    runs: tuple[PlannedRun, ...]
+    skipped: frozenset[int]
+
+
+def number_runs(plan: Plan) -> Numbering:
+    """Give every run of a request its number; known runs keep theirs.
+
+    Raises:
+        ConfigError, StoreError: If numbers clash, or skip_nums names others.
+    """
+    record = plan.folder.read() if plan.folder.exists() else _new_record(plan)
+    specs = make_specs(plan.request, plan.points, plan.effects, record["base_seed"])
+    known: dict[str, int] = {}
+    for request in record["requests"]:
+        known |= request["runs"]
+    taken = set(known.values())
+    folders: dict[int, RunFolder] = {}
+    if plan.folder.path.is_dir():
+        folders = dict(plan.folder.runs())
+        known |= _identities(folders, plan.request.library)
+        taken |= set(folders)
+    first = plan.hyps.starting_exp_num
+    if first is None:
+        first = record["next_number"]
+    numbers = assign_numbers(specs, known, taken, first)
+    skipped = frozenset(plan.hyps.skip_nums or ())
+    if outside := sorted(skipped - set(numbers)):
+        raise ConfigError(
+            f"{plan.request.source_of('skip_nums')}: skip_nums: {outside} are no runs "
+            f"of this sweep, which has {min(numbers)} to {max(numbers)}"
+        )
+    runs = tuple(
+        PlannedRun(number, spec, folders.get(number))
+        for number, spec in zip(numbers, specs, strict=True)
+        if number not in skipped
+    )
+    record["next_number"] = max([record["next_number"], *(n + 1 for n in numbers)])
+    own = {spec.identity: n for spec, n in zip(specs, numbers, strict=True)}
+    _add_request(record, plan, own)
+    return Numbering(record, runs, skipped)
+
+
+def _new_record(plan: Plan) -> dict[str, Any]:
+    given = plan.hyps.base_seed
+    return {
+        "schema_version": 1,
+        "exp_name": plan.hyps.exp_name,
+        "library": plan.request.library.name,
+        "base_seed": time.time_ns() % SEED_LIMIT if given is None else given,
+        "next_number": 0,
+        "requests": [],
+    }
+
+
+def _add_request(record: dict[str, Any], plan: Plan, runs: Mapping[str, int]) -> None:
+    asked = {"base": dict(plan.request.base), "ranges": plan.request.ranges}
+    invocation = _invocation()
+    for earlier in record["requests"]:
+        if {name: earlier[name] for name in asked} == asked:
+            earlier["runs"] = dict(runs)
+            earlier["invocations"].append(invocation)
+            return
+    entry = asked | {"runs": dict(runs), "invocations": [invocation]}
+    record["requests"].append(entry)
+
+
+def _invocation() -> dict[str, Any]:
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "working_directory": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "git": _git_commit(),
+        "versions": {
+            "gridrun": gridrun.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "h5py", "scipy")},
+        },
+    }
+
+
+def _git_commit() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes, if it has one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "is_dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _identities(folders: Mapping[int, RunFolder], library: Library) -> dict[str, int]:
+    """Identity of the runs on disk under the present schema."""
+    found: dict[str, int] = {}
+    known_reads: dict[str, frozenset[str]] = {}
+    for number, folder in folders.items():
+        try:
+            hyps = library.schema.model_validate(read_record(folder.hyperparams))
+            name = hyps.model_type
+            if name not in known_reads:
+                known_reads[name] = reads(library.model(name))
+        except (StoreError, ValueError) as error:
+            logger.warning("run %d is left alone: %s", number, error)
+            continue
+        found[identity(hyps, hyps.inactive(known_reads[name]))] = number
+    return found
+
+
+def settle(plan: Plan) -> Numbering:
+    """Record the request and make the folders of its new runs, under the lock."""
+    if not plan.folder.exists():
+        number_runs(plan)  # refuses what must be refused before anything is written
+    try:
+        plan.folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"save_root: {plan.folder.path} cannot be made: {error.strerror}; "
+            "choose another save_root"
+        ) from error
+    with plan.folder.locked():
+        numbering = number_runs(plan)
+        _keep_weights(plan)
+        write_json(plan.folder.record, numbering.record)
+        runs = tuple(
+            run
+            if run.folder
+            else dataclasses.replace(
+                run, folder=plan.folder.create_run(run.number, run.spec)
+            )
+            for run in numbering.runs
+        )
+    for run in runs:
+        _remove_dead_claim(run)
+    return dataclasses.replace(numbering, runs=runs)
+
+
+def _keep_weights(plan: Plan) -> None:
+    """Copy the weights that runs start from into the sweep's folder."""
+    for point in plan.points:
+        if point.hyps.init_weights_path is None:
+            continue
+        kept = kept_weights(point.hyps)
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            write_durably(kept, Path(point.hyps.init_weights_path).read_bytes())
+
+
+def _remove_dead_claim(run: PlannedRun) -> None:
+    """A runner that was killed between a run's end and its next run leaves one."""
+    if run.folder is not None and run.folder.claim.exists():
+        claim = Claim(run.folder.claim)
+        if claim.acquire():
+            claim.release()
