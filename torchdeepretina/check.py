@@ -14,13 +14,12 @@ from gridrun.analysis.tables import text_table
 from gridrun.data_check import Report, Scan, array_hashes, size_text
 from gridrun.hdf5 import find_array, members, type_of
 from torchdeepretina import metrics
+from torchdeepretina.centers import Centers, sta_peaks
 from torchdeepretina.recordings import (
     RESPONSE_TYPES,
     SPLITS,
-    Centers,
     Floats,
     Recording,
-    sta_peaks,
 )
 from torchdeepretina.windows import window_starts
 

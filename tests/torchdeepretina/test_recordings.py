@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gridrun import cli, hdf5
 from gridrun.errors import DataError
-from torchdeepretina import datas, recordings
+from torchdeepretina import centers, datas
 
 CPU = torch.device("cpu")
 N_LAGS = 4
@@ -260,7 +260,7 @@ def test_the_published_list_is_that_of_the_design() -> None:
     """The curated cells and their places, by count and sum."""
     totals = {
         name: (len(cells), sum(r for r, _ in cells.values()))
-        for name, cells in recordings.CURATED_CENTERS.items()
+        for name, cells in centers.CURATED_CENTERS.items()
     }
     assert totals == {
         "15-10-07": (5, 125),
@@ -300,7 +300,7 @@ def test_a_sta_without_peak_gives_no_centre(tmp_path: Path, value: float) -> Non
     """One that holds NaN, or nothing, has no place."""
     with h5py.File(tmp_path / "whitenoise.h5", "w") as file:
         file["train/stas/cell01"] = np.full((5, 8, 8), value)
-    assert recordings.sta_peaks(tmp_path / "whitenoise.h5", (8, 8)) == {}
+    assert centers.sta_peaks(tmp_path / "whitenoise.h5", (8, 8)) == {}
 
 
 # --- the table of conditions ------------------------------------------------------
