@@ -78,7 +78,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "abssum": True,
         "altn_layers": True,
         "bootstrap_index": 0,
-        "init_weights_path": f"/absent/{64 * '0'}.pt",
+        "init_weights_path": f"/absent/init_weights/{64 * '0'}.pt",
         "precision": "float64",
         "grad_clip": 1.0,
         "train_set_size": 9,
