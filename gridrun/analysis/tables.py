@@ -230,7 +230,11 @@ def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV; missing values empty."""
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        # Python's writer leaves a carriage return unquoted where lines end otherwise
+        has_return = any("\r" in str(v) for row in rows for v in row.values())
+        quoting: Any = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+        names = list(rows[0])
+        writer = csv.DictWriter(text, names, lineterminator="\n", quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()

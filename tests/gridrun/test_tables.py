@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from strategies import IMAGES, RETINA, write_run, write_sweep
@@ -302,6 +302,7 @@ def test_unfinished_runs_do_not_count_but_failed_ones_are_told(sweep: Path) -> N
 cells = st.none() | st.integers() | st.floats() | st.booleans() | st.text(max_size=8)
 
 
+@example([(None, "\r")])
 @given(st.lists(st.tuples(cells, cells), min_size=1, max_size=4))
 def test_csv_comes_back_as_text(pairs: list[tuple[Any, Any]]) -> None:
     """Commas, quotes and line ends in cells stay in them; missing values are empty."""
