@@ -53,6 +53,8 @@ class Recording:
     Args:
         path: The file.
         file: It, open.
+
+    `dt_s` is the width of a bin, s.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -60,20 +62,15 @@ class Recording:
         self.file = file
         self.problems: list[str] = []
         self.warnings: list[str] = []
-
-    @property
-    def dt_s(self) -> float:
-        """Width of a bin, s."""
-        return self._attribute("dt_s", BIN_S)
+        self.dt_s = self._attribute("dt_s", BIN_S)
 
     def _attribute(self, name: str, default: float) -> float:
         value = self.file.attrs.get(name, default)
-        if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf" or not value > 0:
-            self.problems.append(
-                f"attribute {name} is {value!r}; a number > 0 expected"
-            )
-            return default
-        return float(value)
+        is_number = not np.ndim(value) and np.asarray(value).dtype.kind in "iuf"
+        if is_number and 0 < value < np.inf:
+            return float(value)
+        self.problems.append(f"attribute {name} is {value!r}; a number > 0 expected")
+        return default
 
     def array(self, name: str, n_dimensions: int) -> Any:
         """The array of that name, or None with a problem."""

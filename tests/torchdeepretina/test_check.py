@@ -278,3 +278,20 @@ def test_another_kind_of_file_is_said_to_be_unchecked(
     code, text = check(tmp_path / "other.h5")
     assert code == 0
     assert "not checked: no data to train on; holds /a" in text
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 0.0, -0.01, "0.01"])
+def test_an_impossible_bin_width_is_told_once(
+    tmp_path: Path,
+    write_recording: Callable[..., Any],
+    report: Callable[..., Any],
+    value: Any,
+) -> None:
+    """The attribute dt_s must be a number above 0."""
+    path = tmp_path / "movie.h5"
+    write_recording(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["dt_s"] = value
+    (problem,) = report(path)["problems"]
+    assert "dt_s" in problem
+    assert "a number > 0 expected" in problem
