@@ -85,7 +85,7 @@ def execute(
         ConfigError: If half-trained runs may not continue; nothing is written then.
         SweepStopped: If a signal stopped it; what was finished is kept.
     """
-    for notice in plan.notices:
+    for notice in () if quiet else plan.notices:
         logger.warning("%s", notice)
     changed = _changes(plan)
     if warning := refuse_changed(changed, on_change):
