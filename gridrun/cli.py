@@ -303,7 +303,7 @@ def _remaining(runs: Sequence[RunSummary]) -> str:
         return "nothing left to train"
     times = [row["time_s"] for one in runs for row in one.epochs]
     n_running = sum(one.state.value == "running" for one in live)
-    n_left = sum(one.hyps["n_epochs"] - len(one.epochs) for one in live)
+    n_left = sum(max(one.hyps["n_epochs"] - len(one.epochs), 0) for one in live)
     if not n_running:
         return "nobody is training; the same `run` command continues"
     if not times:
@@ -344,7 +344,7 @@ def results(given: argparse.Namespace) -> int:
     if given.csv:
         print(tables.csv_text(rows), end="")
     elif given.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(tables.without_nan(rows), indent=2))
     else:
         print(summary_text(rows) if given.summary else results_text(rows))
     return 0

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gridrun.analysis.tables import without_nan
 from gridrun.config import data_root, suggest
 from gridrun.errors import DataError
 from gridrun.hdf5 import chunks, open_file
@@ -41,6 +42,8 @@ class Report:
         """One line."""
         if self.problems:
             return f"{len(self.problems)} error{'s' * (len(self.problems) > 1)}"
+        if not self.facts:
+            return "not checked"
         if self.warnings:
             return f"OK, {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}"
         return "OK"
@@ -60,7 +63,7 @@ def main(given: argparse.Namespace) -> int:
     """Print a report on each file; 2 if one has errors."""
     reports = [check_file(path) for path in files_of(given.data, given.data_root)]
     if given.json:
-        print(json.dumps([as_json(one) for one in reports], indent=2))
+        print(json.dumps(without_nan([as_json(one) for one in reports]), indent=2))
     else:
         for one in reports:
             print(one.path)

@@ -128,4 +128,6 @@ def restart(found: Sequence[Change]) -> None:
             continue
         change.folder.forget_after(0)
         change.folder.cut_metrics(0)
+        for derived in ("pruning.csv", "pruned_model.pt"):
+            (change.folder.path / derived).unlink(missing_ok=True)
         claim.release()

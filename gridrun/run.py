@@ -100,8 +100,10 @@ def make_spec(
     }
     run = hyps.model_copy(update=alone | of_repeat)
     inactive = frozenset(inactive)
-    first = run.model_copy(update={"seed": base_seed})
-    own = {"seed", "split_seed", "bootstrap_index"} - set(axes)
+    is_replicate = run.bootstrap_index is not None and "bootstrap_index" not in axes
+    index = 0 if is_replicate else run.bootstrap_index
+    first = run.model_copy(update={"seed": base_seed, "bootstrap_index": index})
+    own = {"seed", "split_seed"} - set(axes)
     return RunSpec(
         hyps=run,
         axes=axes,

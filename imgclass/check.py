@@ -28,6 +28,13 @@ def check_images(path: Path, file: Any) -> Report | None:
             facts[name] = str(file.attrs[name])
     if problems:
         return report
+    shapes = [list(file[f"{split}/images"].shape[1:]) for split in SPLITS]
+    if shapes[0] != shapes[1]:
+        report.problems.append(f"train has images of {shapes[0]}, test of {shapes[1]}")
+    if 0 in shapes[0] + shapes[1]:
+        report.problems.append(f"images of {shapes[0]} have no pixel")
+    if report.problems:
+        return report
     seen: dict[str, set[bytes]] = {}
     for split in SPLITS:
         facts[split], seen[split] = _split(file, split, len(class_names))

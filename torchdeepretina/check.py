@@ -40,6 +40,11 @@ def check_recording(path: Path, file: Any) -> Report | None:
     facts["sha256"] = {}
     for split in SPLITS:
         facts[split] = _movie(recording, split, facts["sha256"])
+    sides = [facts[split].get("frame_shape") for split in SPLITS]
+    if None not in sides and sides[0] != sides[1]:
+        recording.problems.append(
+            f"/train/stimulus has frames of {sides[0]}, /test/stimulus of {sides[1]}"
+        )
     responses = {split: _responses(recording, split, facts) for split in SPLITS}
     n_cells = {len(r) for found in responses.values() for r in found.values()}
     if len(n_cells) > 1:

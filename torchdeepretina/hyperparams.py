@@ -291,6 +291,12 @@ class RetinaHyperparams(Hyperparams):
         """A softplus inside an exponential keeps rates above 1."""
         if self.lossfxn == "PoissonNLLLoss" and self._is_rectified and self.log_poisson:
             yield "log_poisson", "true with softplus true: no rate falls below 1"
+        if self.prune and self.scheduler == "CosineAnnealingLR" and not self.reset_lr:
+            yield (
+                "reset_lr",
+                "false: pruning trains on with the last learning rate, which "
+                "CosineAnnealingLR has brought to its minimum; use reset_lr true",
+            )
         if self.prune and not self.zero_bias:
             yield (
                 "zero_bias",

@@ -73,7 +73,9 @@ class RetinaTrainer(Trainer):
     @staticmethod
     def prepare_model(model: nn.Module, data: Data) -> None:
         """Give each cell's output its standard deviation in training, if asked."""
-        if model.scales_output:
+        if not model.scales_output:  # a warm start may bring another scale
+            cast(Tensor, model.output_scale).fill_(1.0)
+        else:
             targets = cast(Windows, data.train).targets.double()
             scale = targets.std(0)
             scale = torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -240,6 +240,17 @@ def csv_text(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def without_nan(value: Any) -> Any:
+    """Plain data with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return value
+
+
 def write_tables(sweep: SweepFolder) -> None:
     """Derive results.csv and summary.csv from the run folders."""
     with sweep.locked():

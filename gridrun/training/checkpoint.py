@@ -69,6 +69,8 @@ def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str,
         )
     except Exception as error:  # the file decides what is raised
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error):  # torch advises to load it unsafely
+            reason = "it is no checkpoint, or holds more than tensors and plain data"
         raise CheckpointError(f"{source}: cannot be loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise CheckpointError(f"{source}: not a checkpoint (no model_state_dict)")
