@@ -435,6 +435,8 @@ def show_models(given: argparse.Namespace) -> int:
 
     from gridrun.plugins import libraries, reads
 
+    if given.units < 1:
+        raise ConfigError(f"--units: expected an integer ≥ 1, got {given.units}")
     for library in libraries().values():
         print(f"{library.name} (parameters: default keys, {given.units} units)\n")
         for name in library.model_names:

@@ -313,3 +313,14 @@ def test_final_states_are_those_that_nobody_continues() -> None:
     """Done, failed and diverged runs are left alone unless asked for."""
     final = [state.value for state in RunState if state.is_final]
     assert final == ["done", "failed", "diverged"]
+
+
+def test_replicates_are_a_grid_point_of_their_own() -> None:
+    """Runs on resampled data are not pooled with those on all of it."""
+    hyps = completed(IMAGES, n_repeats=1)
+    ordinary = make_spec(hyps, {}, 0, 5, ())
+    drawn = hyps.model_copy(update={"bootstrap": 2})
+    first, second = (make_spec(drawn, {}, repeat, 5, ()) for repeat in (0, 1))
+    assert first.point == second.point != ordinary.point
+    again = make_spec(first.hyps, {}, 0, 5, ())
+    assert (again.point, again.identity) == (first.point, first.identity)

@@ -540,3 +540,10 @@ def test_a_sweep_is_read_anew_at_each_question(opened: Sweep) -> None:
     record = opened.path / "sweep_3" / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "done"}))
     assert opened.states() == {"done": 4}
+
+
+def test_json_gets_none_for_what_it_lacks() -> None:
+    """NaN and infinity, however deep, become None; all else stays."""
+    given = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": "x"}, "e": 2}
+    expected = {"a": [1.5, None], "b": {"c": None, "d": "x"}, "e": 2}
+    assert tables.without_nan(given) == expected
