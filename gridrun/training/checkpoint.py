@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gridrun.config import weights_hash
 from gridrun.errors import CheckpointError
 
 CHECKPOINT_VERSION = 1
@@ -81,12 +83,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     """The `model_state_dict` of a checkpoint.
 
     Raises:
-        CheckpointError: If the file cannot be read, or is none.
+        CheckpointError: If the file cannot be read, is none, or is kept by a sweep and
+            no longer what its name says.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != weights_hash(path):
+        raise CheckpointError(f"{path}: damaged (its SHA-256 is not its name)")
     weights = from_bytes(content, path)["model_state_dict"]
     is_sound = isinstance(weights, dict) and all(
         isinstance(value, Tensor) for value in weights.values()

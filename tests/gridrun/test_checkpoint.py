@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -18,7 +19,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gridrun.errors import CheckpointError
-from gridrun.training.checkpoint import from_bytes, like, plain, to_bytes
+from gridrun.training.checkpoint import (
+    from_bytes,
+    like,
+    plain,
+    read_weights,
+    to_bytes,
+)
 
 # torch warns of pickles of other protocols than its own before it refuses them
 OTHER_PROTOCOLS = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -280,3 +287,15 @@ def test_other_data_are_no_checkpoint(content: Any) -> None:
     torch.save(content, file)
     with pytest.raises(CheckpointError, match="model_state_dict"):
         from_bytes(file.getvalue(), "test")
+
+
+def test_kept_weights_are_what_their_name_says(tmp_path: Path) -> None:
+    """A file in init_weights/ that another took the place of is refused."""
+    content = to_bytes({"model_state_dict": {"w": torch.ones(2)}})
+    kept = tmp_path / "init_weights" / f"{hashlib.sha256(content).hexdigest()}.pt"
+    kept.parent.mkdir()
+    kept.write_bytes(content)
+    assert torch.equal(read_weights(kept)["w"], torch.ones(2))
+    kept.write_bytes(to_bytes({"model_state_dict": {"w": torch.zeros(2)}}))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        read_weights(kept)
