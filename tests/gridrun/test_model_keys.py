@@ -13,7 +13,7 @@ import torch
 from strategies import BASES
 
 from gridrun.config import Hyperparams, complete, key, keys_of
-from gridrun.effects import check_effects
+from gridrun.effects import check_effects, make_specs
 from gridrun.errors import ConfigError
 from gridrun.plugins import libraries, reads
 from gridrun.request import read_request
@@ -570,13 +570,15 @@ def test_the_reason_does_not_depend_on_other_conditions(
 # --- sweeps -----------------------------------------------------------------------
 
 
-def sweep(library: str, model: str, name: str, case: Case) -> None:
-    """Check a sweep of a key over its value before and after."""
+def swept(library: str, model: str, name: str, case: Case) -> list[str]:
+    """Identities of the runs of a sweep over a key's value before and after."""
     before, after = both(library, model, name, case)
     first = completed(library, before).model_dump()[name]
     values = [before.get(name, first), after[name]]
     request = read_request({**before, "library": library}, {name: values})
-    check_effects(request, request.points())
+    points = request.points()
+    effects = check_effects(request, points)
+    return [spec.identity for spec in make_specs(request, points, effects, 0)]
 
 
 @pytest.mark.parametrize(
@@ -586,8 +588,8 @@ def sweep(library: str, model: str, name: str, case: Case) -> None:
 def test_an_active_key_may_be_swept(
     library: str, model: str, name: str, case: Case
 ) -> None:
-    """Its grid points are distinct."""
-    sweep(library, model, name, case)
+    """Its grid points are distinct runs."""
+    assert len(set(swept(library, model, name, case))) == 2
 
 
 @pytest.mark.parametrize(
@@ -598,7 +600,7 @@ def test_a_sweep_of_an_inactive_key_is_refused(
 ) -> None:
     """The grid would train the same model twice."""
     with pytest.raises(ConfigError) as caught:
-        sweep(library, model, name, case)
+        swept(library, model, name, case)
     (problem,) = caught.value.problems
     hyps = completed(library, both(library, model, name, case)[0])
     reason = hyps.inactive(reads_of(model)).get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any
 
@@ -144,13 +145,11 @@ def test_seeded_globals_put_everything_back(fails: bool) -> None:
     draw()  # leaves half a pair of normal numbers in store
     random.gauss(0, 1)
     expected_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        with seeded_globals(1, "init"):
-            draw()
-            if fails:
-                raise KeyError
-    except KeyError:
-        pass
+    outcome = pytest.raises(KeyError) if fails else contextlib.nullcontext()
+    with outcome, seeded_globals(1, "init"):
+        draw()
+        if fails:
+            raise KeyError
     assert_states(expected_state)
 
 
@@ -171,13 +170,11 @@ def test_an_active_run_leaves_the_outside_alone(fails: bool) -> None:
     draw()
     expected = random.getstate(), np.random.get_state(), torch.get_rng_state()
     run = RunRandom(1, CPU)
-    try:
-        with run.active():
-            draw()
-            if fails:
-                raise KeyError
-    except KeyError:
-        pass
+    outcome = pytest.raises(KeyError) if fails else contextlib.nullcontext()
+    with outcome, run.active():
+        draw()
+        if fails:
+            raise KeyError
     assert_states(expected)
 
 

@@ -22,7 +22,7 @@ from gridrun.effects import check_effects, make_specs
 from gridrun.planner import cohort_key
 from gridrun.plugins import libraries
 from gridrun.request import read_request
-from gridrun.run import RunSpec
+from gridrun.run import RunSpec, make_spec
 from gridrun.store import RunFolder
 from gridrun.sweep import Sweep, run_sweep
 from gridrun.training.cohort import Interrupted
@@ -198,8 +198,10 @@ def test_wrong_bootstraps_are_refused(given: dict[str, Any], key: str) -> None:
 
 def test_the_last_seeds_are_allowed() -> None:
     """Seed + repeat may reach 2³¹ - 1."""
-    completed(IMAGE_KEYS, seed=2**31 - 2, n_repeats=2)
-    completed(IMAGE_KEYS, seed=2**31 - 2, bootstrap=2)
+    for name in ("n_repeats", "bootstrap"):
+        hyps = completed(IMAGE_KEYS, seed=2**31 - 2, **{name: 2})
+        last = make_spec(hyps, {}, 1, 2**31 - 2, ()).hyps
+        assert last.seed == 2**31 - 1
 
 
 # --- a run's own file -------------------------------------------------------------

@@ -842,7 +842,8 @@ def test_wrong_arguments_are_named_together(tmp_path: Path) -> None:
 def test_import_needs_no_torch() -> None:
     """The simulator is usable without loading torch."""
     code = "import sys, torchdeepretina.simulate; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0
 
 
 def test_small_and_full_sizes_are_those_of_the_design() -> None:
