@@ -1,18 +1,15 @@
-"""`gridrun data check`: what is in a data file, and every defect of it."""
+"""What is in a data file, and every defect of it: for `gridrun data check`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from gridrun.analysis.tables import without_nan
 from gridrun.config import data_root, suggest
 from gridrun.errors import DataError
 from gridrun.hdf5 import chunks, open_file
@@ -50,30 +47,6 @@ class Report:
 
 
 Check = Callable[[Path, Any], Report | None]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("data", metavar="PATH|DATASET", help="a file or data set")
-    parser.add_argument("--data-root", help="default: $GRIDRUN_DATA")
-    parser.add_argument("--json", action="store_true", help="for machines")
-
-
-def main(given: argparse.Namespace) -> int:
-    """Print a report on each file; 2 if one has errors."""
-    reports = [check_file(path) for path in files_of(given.data, given.data_root)]
-    if given.json:
-        print(json.dumps(without_nan([as_json(one) for one in reports]), indent=2))
-    else:
-        for one in reports:
-            print(one.path)
-            for line in one.lines:
-                print(f"  {line}")
-            for kind, texts in (("warning", one.warnings), ("error", one.problems)):
-                for text in texts:
-                    print(f"  {kind}: {text}")
-            print(one.verdict)
-    return 2 if any(one.problems for one in reports) else 0
 
 
 def as_json(report: Report) -> dict[str, Any]:

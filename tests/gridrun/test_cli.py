@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from strategies import IMAGES, write_run, write_sweep
 
-from gridrun.cli import duration_text, main, split_inputs
+from gridrun.cli import main
+from gridrun.cli.run import split_inputs
+from gridrun.cli.show import duration_text
 from gridrun.errors import ConfigError, SweepStopped
 
 

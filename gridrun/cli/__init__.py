@@ -1,0 +1,60 @@
+"""The command line `gridrun`; each command is one function. Loads torch only to train.
+
+Exit codes: 0 all runs done; 1 some run failed or diverged; 2 bad usage, configuration
+or data, with nothing written; 130, 143, 140 stopped by SIGINT, SIGTERM, SIGUSR2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from gridrun.cli.data import add_data
+from gridrun.cli.models import add_models, add_schema
+from gridrun.cli.run import add_run
+from gridrun.cli.show import add_results, add_status
+from gridrun.errors import GridrunError, SweepStopped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    if rest and (given.command != "run" or any(r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if given.command == "run":
+        given.inputs += rest
+    level = logging.INFO if given.command == "data" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    try:
+        return int(given.function(given))
+    except SweepStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
+    except GridrunError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:  # a full disk, say: what is finished is kept
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The commands and their options; of `data` only those of the kind asked for."""
+    parser = argparse.ArgumentParser(
+        prog="gridrun", description="Hyperparameter grids for PyTorch."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_run, add_status, add_results, add_schema, add_models):
+        add(commands)
+    add_data(commands, arguments)
+    return parser
