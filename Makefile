@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check coverage reference install
+.PHONY: demo test check coverage reference bench install
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt setup.py
@@ -28,6 +28,9 @@ check: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 reference: $(INSTALLED)
 	$(BIN)/python -m gridrun.config.reference training_scripts/README.md

@@ -1,0 +1,1 @@
+"""Measures gridrun against what users would write instead; see README.md."""
