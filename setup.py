@@ -33,7 +33,7 @@ setup(
     package_data={"gridrun": ["py.typed"]},
     install_requires=[
         "torch>=2.10",
-        "numpy",
+        "numpy>=1.24",
         "h5py",
         "scipy",
         "tqdm",

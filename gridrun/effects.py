@@ -44,10 +44,7 @@ def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
     from gridrun.training.schedules import check_names as check_optimizers
 
     problems: list[Problem] = []
-    reasons = [
-        point.hyps.inactive(reads(request.library.model(point.hyps.model_type)))
-        for point in grid_points
-    ]
+    reasons = _reasons(request.library, grid_points)
     for swept in axis_keys(request.grids):
         outer = swept.partition(".")[0]
         if all(outer in one for one in reasons):
@@ -75,10 +72,26 @@ def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
                 for key, text in check_optimizers(hyps)
             ]
     raise_problems(problems)
+    keys = {id(one): frozenset(one) for one in reasons}
     return Effects(
-        tuple(frozenset(one) for one in reasons),
+        tuple(keys[id(one)] for one in reasons),
         tuple(_notices(request, grid_points, reasons)),
     )
+
+
+def _reasons(library: Library, grid_points: Sequence[Point]) -> list[Mapping[str, str]]:
+    """Why keys are inactive at each point; one object for points where it is equal."""
+    equal: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+    read: dict[str, frozenset[str]] = {}
+    found = []
+    for point in grid_points:
+        hyps = point.hyps
+        name = hyps.model_type
+        if name not in read:
+            read[name] = reads(library.model(name))
+        reasons = hyps.inactive(read[name])
+        found.append(equal.setdefault(tuple(reasons.items()), reasons))
+    return found
 
 
 def _equal_points(
@@ -149,6 +162,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
 
     trainer = request.library.load_trainer()
     infos: dict[str, Any] = {}
+    read: dict[str, frozenset[str]] = {}
     data_problems: list[str] = []
     model_problems: list[Problem] = []
     built: set[str] = set()
@@ -165,8 +179,10 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
             pick_device(hyps.device)
         if infos[key] is None:
             continue
-        read = reads(request.library.model(hyps.model_type))
-        values = [getattr(hyps, name, None) for name in read]
+        kind = hyps.model_type
+        if kind not in read:
+            read[kind] = reads(request.library.model(kind))
+        values = [getattr(hyps, name, None) for name in read[kind]]
         settings = repr([key, hyps.model_type, hyps.init_weights_path, *values])
         if settings in built:
             continue
@@ -176,6 +192,8 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
                 model = build_model(request.library, hyps, infos[key])
             if hyps.init_weights_path is not None:
                 _check_weights(Path(hyps.init_weights_path), model)
+            if hyps.conv_method == "fourier":
+                _check_fourier(hyps.model_type, model)
             notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:
@@ -201,6 +219,20 @@ def _check_weights(path: Path, model: Any) -> None:
         )
 
 
+def _check_fourier(name: str, model: Any) -> None:
+    from gridrun.nn import chosen_methods
+
+    methods = chosen_methods(model)
+    direct = [layer for layer, method in methods.items() if method == "direct"]
+    if not methods:
+        raise ConfigError(f"conv_method: fourier: {name} has no layer for it; use auto")
+    if direct:
+        raise ConfigError(
+            f"conv_method: fourier: {direct[0]} of {name} has padding, strides or "
+            "dropout within; use auto"
+        )
+
+
 def make_specs(
     request: Request,
     grid_points: Sequence[Point],
@@ -218,12 +250,13 @@ def make_specs(
     Raises:
         ConfigError: If two runs are equal, seed included.
     """
-    specs = []
+    specs: list[RunSpec] = []
     for point, inactive in zip(grid_points, effects.inactive, strict=True):
         hyps = _with_final_values(point.hyps, request.library)
         seed = base_seed if hyps.base_seed is None else hyps.base_seed
         for repeat in range(hyps.n_runs):
-            specs.append(make_spec(hyps, point.axes, repeat, seed, inactive))
+            base = specs[0].variant.base if specs else None
+            specs.append(make_spec(hyps, point.axes, repeat, seed, inactive, base))
     _refuse_equal_runs(request, specs)
     return specs
 

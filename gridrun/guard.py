@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from gridrun.config import Hyperparams
@@ -13,7 +13,14 @@ from gridrun.run import RunState
 from gridrun.store import Claim, RunFolder
 
 OnChange = Literal["refuse", "continue", "restart"]
-GUARDED = ("threads", "device", "engine", "versions", "model_source_sha256")
+GUARDED = (
+    "threads",
+    "device",
+    "engine",
+    "conv_method",
+    "versions",
+    "model_source_sha256",
+)
 MAX_SHOWN = 10
 
 
@@ -28,7 +35,7 @@ class Change:
 
 
 def changes(
-    library: Library, runs: Sequence[tuple[int, Hyperparams, RunFolder]]
+    library: Library, runs: Iterable[tuple[int, Hyperparams, RunFolder]]
 ) -> list[Change]:
     """Runs that were trained, wholly or in part, under other circumstances.
 
@@ -39,20 +46,21 @@ def changes(
     from gridrun.training.job import circumstances, file_hash, pick_device
 
     found = []
-    files: dict[str, Sequence[str]] = {}
+    files: dict[str, dict[str, str]] = {}
     present: dict[str, dict[str, Any]] = {}
     for number, hyps, folder in runs:
         try:
             record = folder.read()
-            is_begun = folder.read_index()["last"] is not None
+            if not record["attempts"] or not _is_begun(record, folder):
+                continue
         except StoreError:
-            continue
-        if not record["attempts"] or not is_begun:
             continue
         data = repr((hyps.data_root, hyps.dataset, getattr(hyps, "stim_type", "")))
         if data not in files:
-            files[data] = library.load_trainer().inspect_data(hyps).files
-        settings = repr((hyps.model_type, hyps.device, hyps.threads))
+            paths = library.load_trainer().inspect_data(hyps).files
+            files[data] = {path: file_hash(path) for path in paths}
+        method = hyps.conv_method
+        settings = repr((hyps.model_type, hyps.device, hyps.threads, method))
         if settings not in present:
             device = pick_device(hyps.device)
             present[settings] = circumstances(library, hyps, device)
@@ -60,14 +68,21 @@ def changes(
         was = record["attempts"][-1]
         different = _differences(was, now)
         hashes = record.get("data_sha256", {})
-        for path in files[data]:
+        for path, digest in files[data].items():
             name = path.rpartition("/")[2]
-            if name in hashes and hashes[name] != file_hash(path):
+            if name in hashes and hashes[name] != digest:
                 different.append(f"the data: {path} has other content")
         if different:
             is_finished = RunState(record["state"]).is_final
             found.append(Change(number, folder, is_finished, tuple(different)))
     return found
+
+
+def _is_begun(record: Mapping[str, Any], folder: RunFolder) -> bool:
+    """Whether an epoch is saved; the index need not be read where the record tells."""
+    if record["attempts"][-1].get("last_epoch"):
+        return True
+    return folder.read_index()["last"] is not None
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gridrun.config import data_root, suggest
 from gridrun.errors import DataError
+from gridrun.machine import available_memory
 from gridrun.store import sha256_of_file
 
 logger = logging.getLogger(__name__)
@@ -252,17 +253,6 @@ def mapped_array(path: Path, name: str, dtype: Any, cache: Path) -> NDArray[Any]
 def cache_folder(data_set: Path) -> Path:
     """Where decompressed arrays of a data set are kept: beside it, in the data root."""
     return data_set.parent / ".cache"
-
-
-def available_memory() -> int:
-    """Bytes that programs can take before the system swaps."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        logger.debug("no /proc/meminfo")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def user_cache() -> Path:

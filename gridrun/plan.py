@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def number_runs(plan: Plan) -> Numbering:
     folders: dict[int, RunFolder] = {}
     if plan.folder.path.is_dir():
         folders = dict(plan.folder.runs())
-        known |= _identities(folders, plan.request.library)
+        if any(spec.identity not in known for spec in specs):
+            known |= _identities(folders, plan.request.library)
         taken |= set(folders)
     first = plan.hyps.starting_exp_num
     if first is None:
@@ -240,10 +241,18 @@ def _identities(folders: Mapping[int, RunFolder], library: Library) -> dict[str,
     return found
 
 
-def settle(plan: Plan) -> Numbering:
-    """Record the request and make the folders of its new runs, under the lock."""
-    if not plan.folder.exists():
-        number_runs(plan)  # refuses what must be refused before anything is written
+def settle(
+    plan: Plan, approve: Callable[[Numbering], None] = lambda numbering: None
+) -> Numbering:
+    """Record the request and make the folders of its new runs, under the lock.
+
+    Args:
+        plan: Of the request.
+        approve: Called before anything is written; may raise to refuse.
+    """
+    is_new = not plan.folder.exists()
+    if is_new:
+        numbering = number_runs(plan)  # refuses before there is a folder
     try:
         plan.folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,15 +261,15 @@ def settle(plan: Plan) -> Numbering:
             "choose another save_root"
         ) from error
     with plan.folder.locked():
-        numbering = number_runs(plan)
+        if not is_new or plan.folder.exists():  # another runner may have been faster
+            numbering = number_runs(plan)
+        approve(numbering)
         _keep_weights(plan)
         write_json(plan.folder.record, numbering.record)
+        new = {run.number: run.spec for run in numbering.runs if run.folder is None}
+        made = plan.folder.create_runs(new) if new else {}
         runs = tuple(
-            run
-            if run.folder
-            else dataclasses.replace(
-                run, folder=plan.folder.create_run(run.number, run.spec)
-            )
+            run if run.folder else dataclasses.replace(run, folder=made[run.number])
             for run in numbering.runs
         )
     for run in runs:

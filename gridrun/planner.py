@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gridrun.config import Hyperparams, keys_of
 from gridrun.run import RunState
 
 LARGEST_AUTO_COHORT = 8
+TOLERATED_IMBALANCE = 0.05  # a smaller cohort shares less
 # keys of other groups that the data depend on
 DATA_KEYS = (
     "img_shape",
@@ -50,9 +52,19 @@ class Job:
 
     def singles(self) -> list[Job]:
         """The same runs, each as a job of its own."""
+        return self._cut(1)
+
+    def halves(self) -> list[Job]:
+        """The same runs as two jobs; one, if there is a single run."""
+        return self._cut(math.ceil(len(self.folders) / 2))
+
+    def _cut(self, size: int) -> list[Job]:
+        places = range(0, len(self.folders), size)
         return [
-            dataclasses.replace(self, folders=(folder,), hyps=(hyps,))
-            for folder, hyps in zip(self.folders, self.hyps, strict=True)
+            dataclasses.replace(
+                self, folders=self.folders[i : i + size], hyps=self.hyps[i : i + size]
+            )
+            for i in places
         ]
 
     def on(self, device: str) -> Job:
@@ -76,38 +88,62 @@ def cohort_key(hyps: Hyperparams) -> str:
 def plan_cohorts(
     runs: Sequence[Hyperparams], n_workers: int, cohort_size: int | str = "auto"
 ) -> list[list[int]]:
-    """Group runs into cohorts, keeping the order of the grid.
+    """Group runs into cohorts for workers that take one after the other.
 
     Args:
         runs: Configuration of each pending run.
         n_workers: Workers to keep busy.
-        cohort_size: Most runs of a cohort; auto: enough cohorts for all workers.
+        cohort_size: Most runs of a cohort; auto: as many as leave all workers busy to
+            the end.
 
     Returns:
-        Positions in `runs`, one list a cohort.
+        Positions in `runs`, in order, one list a cohort; the most work comes first.
     """
     groups: dict[str, list[int]] = {}
     for position, hyps in enumerate(runs):
         groups.setdefault(cohort_key(hyps), []).append(position)
-    if cohort_size == "auto":
-        share = math.ceil(len(runs) / max(n_workers, 1))
-        size = max(1, min(share, LARGEST_AUTO_COHORT))
-    else:
-        size = int(cohort_size)
-    cohorts = []
-    for positions in groups.values():
-        n_parts = math.ceil(len(positions) / size)
-        each = math.ceil(len(positions) / n_parts)
-        cohorts += [positions[i : i + each] for i in range(0, len(positions), each)]
-    if cohort_size == "auto":
-        _occupy(cohorts, min(len(runs), n_workers))
-    return sorted(cohorts)
+    size = LARGEST_AUTO_COHORT if cohort_size == "auto" else int(cohort_size)
+    cohorts = [
+        part for positions in groups.values() for part in _parts(positions, size)
+    ]
+    work = [hyps.work() for hyps in runs]
+
+    def work_of(cohorts: Iterable[Sequence[int]]) -> float:
+        return sum(work[i] for cohort in cohorts for i in cohort)
+
+    if cohort_size == "auto" and runs:
+        enough = max(sum(work) / n_workers, max(work)) * (1 + TOLERATED_IMBALANCE)
+        n_busy = min(len(runs), n_workers)
+        finer, best, n_longest = cohorts, math.inf, math.inf
+        while best > enough and n_longest > 1:
+            busiest = _busiest(finer, work_of, n_workers)
+            if len(finer) >= n_busy and work_of(busiest) < best:
+                cohorts, best = finer, work_of(busiest)
+            longest = max(busiest, key=len)
+            n_longest = len(longest)
+            halves = _parts(longest, math.ceil(len(longest) / 2))
+            finer = [one for one in finer if one is not longest] + halves
+    return sorted(cohorts, key=lambda cohort: (-work_of([cohort]), cohort))
 
 
-def _occupy(cohorts: list[list[int]], n_cohorts: int) -> None:
-    """Halve the largest cohort until there are enough for all workers."""
-    while len(cohorts) < n_cohorts:
-        largest = max(cohorts, key=len)
-        cohorts.remove(largest)
-        middle = math.ceil(len(largest) / 2)
-        cohorts += [largest[:middle], largest[middle:]]
+def _parts(positions: list[int], size: int) -> list[list[int]]:
+    """Even parts, none larger than a size."""
+    n_parts = math.ceil(len(positions) / size)
+    each = math.ceil(len(positions) / n_parts)
+    return [positions[i : i + each] for i in range(0, len(positions), each)]
+
+
+def _busiest(
+    cohorts: Sequence[list[int]],
+    work_of: Callable[[Iterable[Sequence[int]]], float],
+    n_workers: int,
+) -> list[list[int]]:
+    """The cohorts of the worker that ends last, if each takes the next when free."""
+    workers: list[tuple[float, int, list[list[int]]]] = [
+        (0.0, i, []) for i in range(n_workers)
+    ]
+    for cohort in sorted(cohorts, key=lambda cohort: -work_of([cohort])):
+        load, i, taken = heapq.heappop(workers)
+        taken.append(cohort)
+        heapq.heappush(workers, (load + work_of([cohort]), i, taken))
+    return max(workers)[2]

@@ -10,6 +10,7 @@ from typing import Any
 from gridrun.config import (
     Hyperparams,
     Problem,
+    Variant,
     complete,
     keys_of,
     parse_override,
@@ -33,7 +34,12 @@ class Point:
     """A grid point: its swept values, and its completed configuration."""
 
     axes: Mapping[str, Any]
-    hyps: Hyperparams
+    variant: Variant
+
+    @property
+    def hyps(self) -> Hyperparams:
+        """Its complete configuration."""
+        return self.variant.hyps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Request:
                 ):
                     problems[problem] = None
             if hyps is not None:
-                found.append(Point(axes, hyps))
+                first = found[0].variant.base if found else hyps
+                found.append(Point(axes, Variant.of(hyps, first)))
             if len(problems) >= MAX_PROBLEMS:
                 break
         problems |= dict.fromkeys(self._never_swept())

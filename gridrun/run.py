@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gridrun.config import Hyperparams, keys_of
+from gridrun.config import Hyperparams, Variant, keys_of
 
 MAX_NAME_LENGTH = 120
 
@@ -36,18 +37,23 @@ class RunSpec:
     """One training of the grid: everything that its result depends on.
 
     Args:
-        hyps: The complete configuration, seed included.
+        variant: The complete configuration, seed included.
         axes: Swept key to value, in the order of the ranges.
         repeat: Replicate index within the grid point, from 0.
         identity: SHA-256 of the keys that act; equal runs have equal identities.
         point: The same without the repeat's seed: equal within a grid point.
     """
 
-    hyps: Hyperparams
+    variant: Variant
     axes: Mapping[str, Any]
     repeat: int
     identity: str
     point: str
+
+    @property
+    def hyps(self) -> Hyperparams:
+        """The complete configuration, seed included."""
+        return self.variant.hyps
 
     def folder_name(self, number: int) -> str:
         """`<exp_name>_<number>_<axis><value>...`, safe in every file system."""
@@ -76,6 +82,7 @@ def make_spec(
     repeat: int,
     base_seed: int,
     inactive: Iterable[str],
+    base: Hyperparams | None = None,
 ) -> RunSpec:
     """One repeat of a grid point, as a run that can be trained alone.
 
@@ -85,6 +92,7 @@ def make_spec(
         repeat: From 0.
         base_seed: Seeds the split, and repeat r with r more, unless `seeds` are given.
         inactive: Keys that change nothing here, left out of the identity.
+        base: A configuration that many runs share most of, to take less memory.
     """
     alone: dict[str, Any] = {
         "split_seed": base_seed if hyps.split_seed is None else hyps.split_seed,
@@ -105,7 +113,7 @@ def make_spec(
     first = run.model_copy(update={"seed": base_seed, "bootstrap_index": index})
     own = {"seed", "split_seed"} - set(axes)
     return RunSpec(
-        hyps=run,
+        variant=Variant.of(run, base or run),
         axes=axes,
         repeat=repeat,
         identity=identity(run, inactive),
@@ -118,8 +126,13 @@ def identity(hyps: Hyperparams, inactive: Iterable[str]) -> str:
     without = frozenset(inactive)
     acting = {
         name: hyps.identity_value(name)
-        for name, facts in keys_of(type(hyps)).items()
-        if facts.identity == "yes" and name not in without
+        for name in _identity_keys(type(hyps))
+        if name not in without
     }
     text = json.dumps(acting, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _identity_keys(schema: type[Hyperparams]) -> tuple[str, ...]:
+    return tuple(n for n, facts in keys_of(schema).items() if facts.identity == "yes")

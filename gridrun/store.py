@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunSpec, RunState
 
 TEMPORARY = ".tmp"
+MAX_SINGLE_SYNCS = 50  # a sync of the file system waits for other writers too
 SCHEMA_VERSION = 1
 
 
@@ -40,16 +44,27 @@ def write_durably(path: Path, content: bytes | str) -> None:
     """Replace a file as a whole: after a crash it is the old one or the new one."""
     data = content.encode() if isinstance(content, str) else content
     halfway = temporary(path)
-    with halfway.open("wb") as file:
-        file.write(data)
-        file.flush()
+    with halfway.open("wb", buffering=0) as file:
+        _write_all(file, data)
         os.fsync(file.fileno())
     halfway.replace(path)
     sync_folder(path.parent)
 
 
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take it in parts."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
 def sync_folder(path: Path) -> None:
     """Make names in a folder survive a crash of the machine."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,10 +72,34 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(paths: Sequence[Path]) -> None:
+    """The same for many files of one file system; for very many in one call."""
+    if len(paths) <= MAX_SINGLE_SYNCS or not hasattr(_c_library(), "syncfs"):
+        for path in paths:
+            sync_file(path)
+        return
+    descriptor = os.open(paths[0], os.O_RDONLY)
+    try:
+        if _c_library().syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(paths[0].parent))
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Strict JSON, a line an entry."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write strict JSON durably."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    write_durably(path, text + "\n")
+    write_durably(path, json_text(data))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -70,7 +109,7 @@ def read_record(path: Path) -> dict[str, Any]:
         StoreError: If it is absent or damaged.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
     if not isinstance(data, dict):
@@ -86,11 +125,14 @@ def sha256_of_file(path: Path) -> str:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed writer left in a folder; only under its lock or claim."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if not (path.name.startswith(".") and path.name.endswith(TEMPORARY)):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 # --- claims -----------------------------------------------------------------------
@@ -186,39 +228,39 @@ class RunFolder:
 
     path: Path
 
-    @property
+    @functools.cached_property
     def hyperparams(self) -> Path:
         return self.path / "hyperparams.json"
 
-    @property
+    @functools.cached_property
     def record(self) -> Path:
         return self.path / "run.json"
 
-    @property
+    @functools.cached_property
     def model_text(self) -> Path:
         return self.path / "model.txt"
 
-    @property
+    @functools.cached_property
     def claim(self) -> Path:
         return self.path / "claim"
 
-    @property
+    @functools.cached_property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
 
-    @property
+    @functools.cached_property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    @property
+    @functools.cached_property
     def index(self) -> Path:
         return self.checkpoints / "index.json"
 
-    @property
+    @functools.cached_property
     def log(self) -> Path:
         return self.path / "log.txt"
 
-    @property
+    @functools.cached_property
     def failure(self) -> Path:
         return self.path / "failure.txt"
 
@@ -243,33 +285,31 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Add one epoch's row, on disk when this returns."""
-        is_new = not self.metrics.exists()
-        columns = list(row)
-        if not is_new:
-            with self.metrics.open(encoding="utf-8", newline="") as file:
-                columns = next(csv.reader(file))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
+        with self.metrics.open("a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            columns = next(csv.reader(file), None)
+            writer = csv.DictWriter(file, columns or list(row), lineterminator="\n")
+            if columns is None:
+                writer.writeheader()
+            writer.writerow(row)
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
+        if columns is None:
             sync_folder(self.path)
 
     def read_metrics(self) -> list[dict[str, float]]:
         """All complete rows, one dictionary an epoch."""
-        if not self.metrics.exists():
+        try:
+            text = self.metrics.read_text(encoding="utf-8")
+        except FileNotFoundError:
             return []
-        text = self.metrics.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
+        complete = text[: text.rfind("\n") + 1].splitlines()
+        names, *lines = list(csv.reader(complete)) or [[]]
+        names = [sys.intern(name) for name in names]
         rows = []
-        for row in csv.DictReader(io.StringIO(complete)):
-            numbers = {name: float(value) for name, value in row.items()}
-            rows.append(numbers | {"epoch": int(numbers["epoch"])})
+        for line in lines:
+            row = dict(zip(names, map(float, line), strict=True))
+            rows.append(row | {"epoch": int(row["epoch"])})
         return rows
 
     def cut_metrics(self, epoch: int) -> None:
@@ -306,7 +346,9 @@ class RunFolder:
             keep_all: Keep every epoch; else the last two, and the best as of each, so
                 that a damaged last one can be gone back from.
         """
-        self.checkpoints.mkdir(exist_ok=True)
+        if not self.checkpoints.exists():
+            self.checkpoints.mkdir()
+            sync_folder(self.path)
         path = self.checkpoint_path(epoch)
         write_durably(path, content)
         index = self.read_index()
@@ -329,8 +371,11 @@ class RunFolder:
         if not self.index.exists():
             return
         index = self.read_index()
-        keep = None if keep_all else {index["last"], index["best"]}
-        self._write_index(index["files"], index["last"], index["best"], keep)
+        keep = {index["last"], index["best"]}
+        if not keep_all and any(
+            f["epoch"] not in keep for f in index["files"].values()
+        ):
+            self._write_index(index["files"], index["last"], index["best"], keep)
 
     def _write_index(
         self,
@@ -343,8 +388,8 @@ class RunFolder:
             files = {n: f for n, f in files.items() if f["epoch"] in keep}
         files = dict(sorted(files.items(), key=lambda item: item[1]["epoch"]))
         write_json(self.index, {"last": last, "best": best, "files": files})
-        for path in self.checkpoints.glob("epoch_*.pt"):
-            if path.name not in files:
+        for path in self.checkpoints.iterdir():
+            if path.match("epoch_*.pt") and path.name not in files:
                 path.unlink()
 
     def read_checkpoint(self, epoch: int) -> bytes:
@@ -432,25 +477,48 @@ class SweepFolder:
             os.close(descriptor)
 
     def create_run(self, number: int, spec: RunSpec) -> RunFolder:
-        """Make a run's folder, whole or not at all; its state is pending."""
-        folder = RunFolder(self.path / spec.folder_name(number))
-        halfway = RunFolder(temporary(folder.path))
-        if halfway.path.exists():
-            shutil.rmtree(halfway.path)
-        halfway.path.mkdir()
-        write_json(halfway.hyperparams, spec.hyps.model_dump(mode="json"))
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "number": number,
-            "state": RunState.PENDING.value,
-            "repeat": spec.repeat,
-            "axes": dict(spec.axes),
-            "point": spec.point,
-            "attempts": [],
+        """Make one run's folder; see `create_runs`."""
+        return self.create_runs({number: spec})[number]
+
+    def create_runs(self, specs: Mapping[int, RunSpec]) -> dict[int, RunFolder]:
+        """Make run folders, each whole or not at all; their state is pending.
+
+        Args:
+            specs: Number -> run. All are on disk before the first gets its name.
+        """
+        folders = {
+            number: RunFolder(self.path / spec.folder_name(number))
+            for number, spec in specs.items()
         }
-        write_json(halfway.record, record)
-        halfway.path.rename(folder.path)
-        return folder
+        halfway = {n: RunFolder(temporary(f.path)) for n, f in folders.items()}
+        for number, spec in specs.items():
+            _fill_folder(halfway[number], number, spec)
+        sync_files(
+            [p for f in halfway.values() for p in (f.hyperparams, f.record, f.path)]
+        )
+        for number, folder in folders.items():
+            halfway[number].path.rename(folder.path)
+        sync_folder(self.path)
+        return folders
+
+
+def _fill_folder(folder: RunFolder, number: int, spec: RunSpec) -> None:
+    """Make the folder of a pending run, not yet durably."""
+    if folder.path.exists():
+        shutil.rmtree(folder.path)
+    folder.path.mkdir()
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "number": number,
+        "state": RunState.PENDING.value,
+        "repeat": spec.repeat,
+        "axes": dict(spec.axes),
+        "point": spec.point,
+        "attempts": [],
+    }
+    hyps = spec.hyps.model_dump(mode="json")
+    for path, data in ((folder.hyperparams, hyps), (folder.record, record)):
+        path.write_text(json_text(data), encoding="utf-8")
 
 
 def assign_numbers(

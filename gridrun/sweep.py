@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
@@ -15,15 +14,15 @@ from typing import Any
 
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import write_tables
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, varied
 from gridrun.errors import SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
+from gridrun.machine import n_usable_cores
 from gridrun.plan import (
     Numbering,
     Plan,
     PlannedRun,
-    number_runs,
     plan_sweep,
     settle,
 )
@@ -87,10 +86,14 @@ def execute(
     """
     for notice in () if quiet else plan.notices:
         logger.warning("%s", notice)
-    changed = _changes(plan)
-    if warning := refuse_changed(changed, on_change):
-        logger.warning("%s", warning)
-    numbering = settle(plan)
+    changed: list[Change] = []
+
+    def approve(numbering: Numbering) -> None:
+        changed[:] = _changes(plan, numbering)
+        if warning := refuse_changed(changed, on_change):
+            logger.warning("%s", warning)
+
+    numbering = settle(plan, approve)
     if on_change == "restart":
         restart(changed)
     final = [RunState.DONE]
@@ -113,14 +116,12 @@ def execute(
     return numbering
 
 
-def _changes(plan: Plan) -> list[Change]:
-    if not plan.folder.exists():
-        return []
-    runs = [
+def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
+    runs = (
         (run.number, run.spec.hyps, run.folder)
-        for run in number_runs(plan).runs
+        for run in numbering.runs
         if run.folder is not None
-    ]
+    )
     return changes(plan.request.library, runs)
 
 
@@ -218,13 +219,6 @@ def worker_places(hyps: Hyperparams) -> tuple[int, list[str]]:
     return max(n_usable_cores() // hyps.threads, 1), []
 
 
-def n_usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def make_jobs(
     runs: Sequence[PlannedRun],
     library: str,
@@ -232,20 +226,37 @@ def make_jobs(
     final: Sequence[RunState],
 ) -> list[Job]:
     """Cohorts of pending runs, as jobs."""
-    all_hyps = [run.spec.hyps for run in runs]
-    size = all_hyps[0].cohort_size
-    cohorts = plan_cohorts(all_hyps, n_workers, size)
-    return [
-        Job(
-            library=library,
-            folders=tuple(str(_folder(runs[i])) for i in cohort),
-            hyps=tuple(all_hyps[i].model_dump(mode="json") for i in cohort),
-            threads=all_hyps[cohort[0]].threads,
-            device=all_hyps[cohort[0]].device,
-            final_states=tuple(state.value for state in final),
+    first = runs[0].spec.hyps
+    cohorts = plan_cohorts(_Configurations(runs), n_workers, first.cohort_size)
+    base = first.model_dump(mode="json")
+    states = tuple(state.value for state in final)
+    jobs = []
+    for cohort in cohorts:
+        hyps = [runs[i].spec.hyps for i in cohort]
+        jobs.append(
+            Job(
+                library=library,
+                folders=tuple(str(_folder(runs[i])) for i in cohort),
+                hyps=tuple(varied(one.model_dump(mode="json"), base) for one in hyps),
+                threads=hyps[0].threads,
+                device=hyps[0].device,
+                final_states=states,
+            )
         )
-        for cohort in cohorts
-    ]
+    return jobs
+
+
+class _Configurations(Sequence[Hyperparams]):
+    """The configurations of runs, each made when it is asked for."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.runs[index].spec.hyps
 
 
 def _folder(run: PlannedRun) -> Path:

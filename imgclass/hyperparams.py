@@ -99,9 +99,17 @@ class ImageHyperparams(Hyperparams):
         group="training",
     )
 
+    def work(self) -> float:
+        """Epochs times layers and branches."""
+        n_layers = {"PlainN": 8 * self.plain_n, "SmallNet": len(self.chans)}
+        per_epoch = n_layers.get(self.model_type, 8) * self.n_shakes
+        return super().work() * per_epoch
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """Contradictions between image keys."""
         yield from super().problems()
+        if self.spectra_cache_mib != "auto":
+            yield "spectra_cache_mib", "of recordings only; images have no such cache"
         if isinstance(self.augment, list) and len(set(self.augment)) < len(
             self.augment
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from gridrun.config import Hyperparams
 from gridrun.training.cohort import LiveRun
-from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
+from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import class_loss, l1_of_outputs
 from gridrun.training.normalise import Normaliser
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
+from gridrun.training.trainer import Terms, Trainer
 from imgclass import analysis, datas
 from imgclass.augment import augment_images
 from imgclass.hyperparams import ImageHyperparams
@@ -58,12 +59,18 @@ class ImageTrainer(Trainer):
 
     loops: ClassVar = {"train_loop": train_objective}
 
-    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
+    def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
+        """Loss times samples, and correct answers."""
+        logits = run.model(self.inputs(run, batch))
+        loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
+        correct = n_correct(logits, batch.targets)
+        return {"loss": loss.double() * len(batch), "acc": torch.tensor(correct)}
+
+    def measure(
+        self, run: LiveRun, split: Split, found: Sequence[Terms]
+    ) -> dict[str, float]:
         """Loss and accuracy on the whole split."""
-        total, correct = 0.0, 0
-        for batch in in_order(split, EVAL_BATCH_SIZE):
-            logits = run.model(self.inputs(run, batch.to(run.dtype)))
-            loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
-            total += float(loss) * len(batch)
-            correct += n_correct(logits, batch.targets)
-        return {"loss": total / len(split), "acc": correct / len(split)}
+        return {
+            name: sum(float(part[name]) for part in found) / len(split)
+            for name in ("loss", "acc")
+        }

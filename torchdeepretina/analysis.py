@@ -19,7 +19,7 @@ from gridrun.training.data import in_order
 from gridrun.training.trainer import EVAL_BATCH_SIZE
 from torchdeepretina import datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
-from torchdeepretina.windows import Windows
+from torchdeepretina.windows import Windows, model_inputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Prediction
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
         rates = [
-            retina.link(retina(batch.inputs.to(dtype)))
+            retina.link(retina(model_inputs(model, batch.to(dtype))))
             for batch in in_order(windows, EVAL_BATCH_SIZE)
         ]
     cells = tuple(data.info.labels["cells"])

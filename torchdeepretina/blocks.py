@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,13 @@ from gridrun.errors import ConfigError
 from gridrun.nn import (
     AbsBatchNorm1d,
     AbsBatchNorm2d,
+    EitherMethod,
     FlatBatchNorm,
     GaussianNoise,
     GrabUnits,
     LinearStackedConv2d,
+    Spectrum,
+    ValidConv2d,
     valid_map,
 )
 
@@ -49,6 +53,12 @@ class RetinaModel(nn.Module):
         self.is_log_rate = lossfxn == "PoissonNLLLoss" and log_poisson
         self.register_buffer("output_scale", torch.ones(n_units))
 
+    @property
+    def takes_spectrum(self) -> bool:
+        """Whether `forward` can start from the transform of its input."""
+        layers = getattr(self, "layers", None)
+        return isinstance(layers, HiddenLayers) and layers.takes_spectrum
+
     def activation(self, raw: Tensor) -> Tensor:
         """The model's z of its last linear map."""
         return F.softplus(raw) if self.softplus else raw
@@ -64,7 +74,7 @@ class RetinaModel(nn.Module):
         scaled = self.scaled(z)
         return scaled.exp() if self.is_log_rate else scaled
 
-    def tiled_forward(self, x: Tensor) -> Tensor:
+    def tiled_forward(self, x: Tensor | Spectrum) -> Tensor:
         """z of every unit at every position, (B, U, H', W').
 
         Raises:
@@ -102,7 +112,7 @@ class HiddenBlock(nn.Module):
         """Let a channel emit 0 from here on."""
         self.mask[channel] = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Spectrum) -> Tensor:
         y: Tensor = self.noise(self.norm(self.conv(x)))
         return y.relu() * self.mask[:, None, None]
 
@@ -142,13 +152,14 @@ class HiddenLayers(nn.Sequential):
         shape = (img_shape[0], img_shape[1], img_shape[2])
         for i, (cout, ksize) in enumerate(zip(chans, ksizes, strict=False)):
             height, width = checked_map(f"layers.{i}", shape, ksize)
-            conv: nn.Module
+            conv: EitherMethod
+            place: Any = {"bias": bias, "size": shape[1:], "from_data": i == 0}
             if stackconvs:
                 conv = LinearStackedConv2d(
-                    shape[0], cout, ksize, bias=bias, drop_p=drop_p
+                    shape[0], cout, ksize, drop_p=drop_p, **place
                 )
             else:
-                conv = nn.Conv2d(shape[0], cout, ksize, bias=bias)
+                conv = ValidConv2d(shape[0], cout, ksize, **place)
             norm: nn.Module | None = None
             if bnorm and bnorm_d == 2:
                 norm = norm2d(cout, NORM_EPS, bn_moment)
@@ -157,6 +168,12 @@ class HiddenLayers(nn.Sequential):
             self.append(HiddenBlock(conv, norm, noise, cout))
             shape = (cout, height, width)
         self.map_shape = shape
+
+    @property
+    def takes_spectrum(self) -> bool:
+        """Whether the first block can start from its input's transform."""
+        first = self[0].conv if len(self) else None
+        return isinstance(first, EitherMethod) and first.chosen_method == "fourier"
 
 
 def checked_map(layer: str, shape: tuple[int, int, int], ksize: int) -> tuple[int, int]:
@@ -175,7 +192,7 @@ def ganglion_map(
     ksizes: Sequence[int],
     n_hidden: int,
     bias: bool,
-) -> tuple[nn.Conv2d, tuple[int, int]]:
+) -> tuple[ValidConv2d, tuple[int, int]]:
     """The ganglion layer as a convolution, and the size of its map."""
     if len(ksizes) != n_hidden + 1:
         raise ConfigError(
@@ -183,7 +200,8 @@ def ganglion_map(
             "ganglion layer"
         )
     size = checked_map("the ganglion layer", map_shape, ksizes[-1])
-    return nn.Conv2d(map_shape[0], n_units, ksizes[-1], bias=bias), size
+    maps = (map_shape[1], map_shape[2])
+    return ValidConv2d(map_shape[0], n_units, ksizes[-1], bias, maps), size
 
 
 def flat_linear(

@@ -15,11 +15,13 @@ from torch import Tensor
 from gridrun.config import suggest
 from gridrun.errors import DataError
 from gridrun.hdf5 import cache_folder, data_folder, open_file, reading
+from gridrun.machine import available_memory, n_usable_cores
 from gridrun.readers import Rows
 from gridrun.training.data import Data, DataInfo, bootstrapped, size_problems
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Recording
 from torchdeepretina.windows import (
+    FrameSpectra,
     Ints,
     Windows,
     WindowSplit,
@@ -274,6 +276,11 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
         hyps.normalizer, stimuli["train"], layout.windows.train, n_lags
     )
     on_device = {split: stimulus.to(device) for split, stimulus in stimuli.items()}
+    spectra = {
+        split: FrameSpectra(stimulus, normaliser, spectra_bytes(hyps, device))
+        for split, stimulus in on_device.items()
+        if normaliser.kind in ("global", "none")  # others are no matter of frames
+    }
 
     def windows(split: str, starts: Ints) -> Windows:
         return Windows(
@@ -284,6 +291,7 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
             normalise=normaliser,
             rows=dataclasses.replace(rows[split], span=n_lags),
             dt_s=layout.dt_s,
+            spectra=spectra.get(split),
         )
 
     def at_bins(values: Floats32, starts: Ints) -> Tensor:
@@ -306,6 +314,19 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
         norm_stats=normaliser.stats(),
     )
     return bootstrapped(data, hyps, stretch=BOOTSTRAP_STRETCH)
+
+
+def spectra_bytes(hyps: RetinaHyperparams, device: torch.device) -> float:
+    """Memory for the transforms of a stimulus, as the key `spectra_cache_mib` says.
+
+    auto: half of what is available, shared among as many processes as there are cores
+    (a GPU has one).
+    """
+    if hyps.spectra_cache_mib != "auto":
+        return int(hyps.spectra_cache_mib) * 2.0**20
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    return available_memory() / (2 * n_usable_cores())
 
 
 def stimulus_rows(layout: Layout, split: str, hyps: RetinaHyperparams) -> Rows:

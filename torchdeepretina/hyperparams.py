@@ -206,6 +206,11 @@ class RetinaHyperparams(Hyperparams):
         """Whether the model has batch norm."""
         return self.bnorm and self.model_type not in NO_BNORM
 
+    def work(self) -> float:
+        """Epochs times channels: maps are what takes the time."""
+        n_chans = 0 if self.model_type == "LN" else sum(self.chans)
+        return super().work() * (1 + n_chans)
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """Contradictions between retina keys."""
         yield from super().problems()

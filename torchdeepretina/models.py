@@ -7,7 +7,7 @@ which `link` makes rates. Hidden blocks are `layers.0`, `layers.1`, ...
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from gridrun.nn import (
     GrabUnits,
     OneHot,
     ParametricSoftplus,
+    Spectrum,
 )
 from torchdeepretina.blocks import (
     NORM_EPS,
@@ -94,14 +95,16 @@ class _GanglionModel(RetinaModel):
             self.norms[0](n_units, NORM_EPS, bn_moment) if bnorm else nn.Identity()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return z (B, U) for windows x (B, C, H, W)."""
-        raw = self.ganglion(self.layers(x))
-        if self.grab is not None:
-            raw = self.grab(raw)
+    def forward(self, x: Tensor | Spectrum) -> Tensor:
+        """Return z (B, U) for windows x (B, C, H, W), or their spectrum."""
+        hidden = self.layers(x)
+        if self.grab is None:
+            raw = self.ganglion(hidden)
+        else:
+            raw = self.grab.convolved(hidden, cast(nn.Conv2d, self.ganglion))
         return self.activation(self.norm(raw))
 
-    def tiled_forward(self, x: Tensor) -> Tensor:
+    def tiled_forward(self, x: Tensor | Spectrum) -> Tensor:
         """z of every unit at every position, (B, U, H', W'); needs convgc."""
         if self.grab is None:
             return super().tiled_forward(x)
@@ -261,12 +264,12 @@ class RetinotopicModel(RetinaModel):
         )
         self.onehot = OneHot(n_units, *size, rand_onehot)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return z (B, U) for windows x (B, C, H, W)."""
+    def forward(self, x: Tensor | Spectrum) -> Tensor:
+        """Return z (B, U) for windows x (B, C, H, W), or their spectrum."""
         z: Tensor = self.onehot(self.tiled_forward(x))
         return z
 
-    def tiled_forward(self, x: Tensor) -> Tensor:
+    def tiled_forward(self, x: Tensor | Spectrum) -> Tensor:
         """z of every unit at every position, (B, U, H', W')."""
         return self.activation(self.norm(self.ganglion(self.layers(x))))
 
@@ -337,6 +340,6 @@ class McIntosh2016(RetinaModel):
         z: Tensor = self.nonlinearity(raw)
         return z
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return z (B, U) for windows x (B, C, H, W)."""
+    def forward(self, x: Tensor | Spectrum) -> Tensor:
+        """Return z (B, U) for windows x (B, C, H, W), or their spectrum."""
         return self.activation(self.ganglion(self.layers(x)))

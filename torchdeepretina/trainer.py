@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, shown
-from gridrun.nn import central_place, field_side, semantic_loss
+from gridrun.nn import Spectrum, central_place, field_side, semantic_loss
 from gridrun.store import write_durably
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Diverged, LiveRun
-from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
+from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
 from gridrun.training.seeding import generator
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, build_model
+from gridrun.training.trainer import Terms, Trainer, build_model
 from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.pruning import Pruning, masked_channels, reduced_checkpoint
-from torchdeepretina.windows import Windows
+from torchdeepretina.windows import Windows, model_inputs
 
 
 def criterion(model: Any, lossfxn: str, z: Tensor, targets: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class RetinaTrainer(Trainer):
         chosen = torch.randperm(n_samples, generator=random)[: hyps.intg_bsize]
         batch = self.data.train.batch(chosen.sort().values).to(run.dtype)
         run.model.eval()
-        pruning.begin(run.model, run.optimizer, hyps, layer, self.inputs(run, batch))
+        pruning.begin(run.model, run.optimizer, hyps, layer, batch.inputs)
         if hyps.reset_sd:
             self._reset_weights(run)
             pruning.hold(run.model, hyps)
@@ -195,33 +195,46 @@ class RetinaTrainer(Trainer):
         hyps = cast(RetinaHyperparams, run.hyps)
         return run.epoch if hyps.prune else super().tested_epoch(run)
 
-    def finish(self, run: LiveRun) -> None:
+    def finish(self, runs: Sequence[LiveRun]) -> None:
         """Adds, of a pruned model, the same function without the removed channels."""
-        hyps = cast(RetinaHyperparams, run.hyps)
-        if hyps.prune and hyps.zero_bias:
-            labels = self.data.info.labels
-            state = reduced_checkpoint(
-                run.checkpoint(self.data.norm_stats, labels), run.model, hyps
-            )
-            path = run.folder.path / "pruned_model.pt"
-            write_durably(path, checkpoints.to_bytes(state))
-        super().finish(run)
+        for run in runs:
+            hyps = cast(RetinaHyperparams, run.hyps)
+            if hyps.prune and hyps.zero_bias:
+                with self.guarded(run):
+                    self._write_reduced(run, hyps)
+        super().finish(runs)
 
-    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
-        """Criterion, mean Pearson r over cells and, of repeats, what they allow."""
+    def _write_reduced(self, run: LiveRun, hyps: RetinaHyperparams) -> None:
+        whole = run.checkpoint(self.data.norm_stats, self.data.info.labels)
+        state = reduced_checkpoint(whole, run.model, hyps)
+        path = run.folder.path / "pruned_model.pt"
+        write_durably(path, checkpoints.to_bytes(state))
+
+    def inputs(self, run: LiveRun, batch: Batch) -> Tensor | Spectrum:
+        """Windows, or their transform where the model can start from it."""
+        return model_inputs(run.model, batch)
+
+    def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
+        """Criterion times samples, and rates (B, U) beside targets."""
         model: Any = run.model
-        rates, targets, total = [], [], 0.0
-        for stored in in_order(split, EVAL_BATCH_SIZE):
-            batch = stored.to(run.dtype)
-            z = run.model(self.inputs(run, batch))
-            loss = criterion(run.model, run.hyps.lossfxn, z, batch.targets)
-            total += float(loss) * len(batch)
-            rates.append(model.link(z))
-            targets.append(batch.targets)
-        x = torch.cat(rates)
-        r = metrics.pearson_per_cell(x, torch.cat(targets))
-        found = {"loss": total / len(split), "acc": float(r.mean())}
-        return found | self._of_repeats(run, cast(Windows, split), x)
+        z = model(self.inputs(run, batch))
+        loss = criterion(model, run.hyps.lossfxn, z, batch.targets)
+        return {
+            "loss": loss.double() * len(batch),
+            "rates": model.link(z),
+            "targets": batch.targets,
+        }
+
+    def measure(
+        self, run: LiveRun, split: Split, found: Sequence[Terms]
+    ) -> dict[str, float]:
+        """Criterion, mean Pearson r over cells and, of repeats, what they allow."""
+        loss = sum(float(part["loss"]) for part in found) / len(split)
+        x = torch.cat([part["rates"] for part in found])
+        targets = torch.cat([part["targets"] for part in found])
+        r = metrics.pearson_per_cell(x, targets)
+        own = {"loss": loss, "acc": float(r.mean())}
+        return own | self._of_repeats(run, cast(Windows, split), x)
 
     def _of_repeats(self, run: LiveRun, split: Windows, x: Tensor) -> dict[str, float]:
         """Means over the cells that allow it, of the metrics of the test split."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from gridrun.nn import Spectrum, flat_transform
 from gridrun.readers import Rows
 from gridrun.training.data import Batch
 from gridrun.training.normalise import Normaliser
 
-STATISTICS_FRAMES = 200
+FRAMES_AT_ONCE = 200
 Ints = NDArray[np.int64]
 
 
@@ -95,6 +97,57 @@ def purge_reach(n_lags: int, target_offset: int, smoothing_bins: int) -> int:
 # --- in memory --------------------------------------------------------------------
 
 
+class FrameSpectra:
+    """Transforms of a stimulus' normalised frames, kept where memory allows.
+
+    A frame's bits are the same whether all are kept or some are made when needed.
+
+    Args:
+        stimulus: (T, H, W) as stored, on the device.
+        normalise: Of grey levels; treats all frames alike.
+        max_bytes: Memory that the transforms of all frames may take.
+    """
+
+    def __init__(
+        self, stimulus: Tensor, normalise: Normaliser, max_bytes: float
+    ) -> None:
+        self.stimulus = stimulus
+        self.normalise = normalise
+        self.max_bytes = max_bytes
+
+    @functools.cached_property
+    def kept(self) -> Tensor | None:
+        """(T, F) complex64 of all frames; None if they do not fit."""
+        n_frames = len(self.stimulus)
+        n_frequencies = self._made(self.stimulus[:1]).shape[1]
+        if n_frames * n_frequencies * 8 > self.max_bytes:
+            return None
+        found = torch.empty(
+            n_frames, n_frequencies, dtype=torch.complex64, device=self.stimulus.device
+        )
+        for first in range(0, n_frames, FRAMES_AT_ONCE):
+            part = slice(first, first + FRAMES_AT_ONCE)
+            found[part] = self._made(self.stimulus[part])
+        return found
+
+    def of_windows(self, starts: Tensor, n_lags: int) -> Spectrum:
+        """Of windows of `n_lags` frames from `starts` (B,)."""
+        frames = (
+            starts[:, None] + torch.arange(n_lags, device=starts.device)
+        ).flatten()
+        if self.kept is not None:
+            rows = self.kept.index_select(0, frames)
+        else:
+            needed, places = torch.unique(frames, return_inverse=True)
+            rows = self._made(self.stimulus[needed]).index_select(0, places)
+        size = (self.stimulus.shape[1], self.stimulus.shape[2])
+        return Spectrum.of_rows(rows, n_lags, size)
+
+    def _made(self, frames: Tensor) -> Tensor:
+        copied = frames.to(torch.float32, copy=True)
+        return flat_transform(self.normalise(copied, in_place=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """Windows of one stimulus with their targets; a `Split`.
@@ -109,6 +162,7 @@ class Windows:
         dt_s: Width of a bin, s.
         repeats: (R, N, U) responses to each repeat, where there are several.
         counts: (N, U) spikes per bin, mean over repeats, where known.
+        spectra: Of the stimulus' frames.
     """
 
     stimulus: Tensor
@@ -120,6 +174,7 @@ class Windows:
     dt_s: float
     repeats: Tensor | None = None
     counts: Tensor | None = None
+    spectra: FrameSpectra | None = None
 
     def __len__(self) -> int:
         return len(self.first_frames)
@@ -134,11 +189,24 @@ class Windows:
 
     def batch(self, indices: Tensor, inputs: Tensor | None = None) -> Batch:
         """Normalised windows (B, n_lags, H, W), oldest frame first, and targets."""
-        chosen = indices.to(self.targets.device)
-        if inputs is None:
-            inputs = self._view().index_select(0, self.starts(indices))
-        windows = inputs.to(self.targets.device, torch.float32, copy=True)
-        return Batch(self.normalise(windows, in_place=True), self.targets[chosen])
+        starts = self.starts(indices)
+
+        def windows() -> Tensor:
+            found = inputs
+            if found is None:
+                found = self._view().index_select(0, starts)
+            found = found.to(self.targets.device, torch.float32, copy=True)
+            return self.normalise(found, in_place=True)
+
+        def spectrum() -> Spectrum:
+            assert self.spectra is not None
+            return self.spectra.of_windows(starts, self.n_lags)
+
+        return Batch(
+            windows,
+            self.targets[indices.to(self.targets.device)],
+            spectrum=spectrum if self.spectra is not None else None,
+        )
 
     def take(self, indices: Tensor) -> Windows:
         """The windows at those indices."""
@@ -159,6 +227,12 @@ class Windows:
             (n_frames - self.n_lags + 1, self.n_lags, height, width),
             (frame, frame, width, 1),
         )
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> Tensor | Spectrum:
+    """Windows, or their transform where the model can start from it."""
+    takes_spectrum = getattr(model, "takes_spectrum", False)
+    return batch.spectrum if takes_spectrum else batch.inputs
 
 
 def fitted_normaliser(
@@ -191,8 +265,8 @@ def fitted_normaliser(
 def _frame_sums(stimulus: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum and sum of squares of each frame, (T,)."""
     sums, squares = np.empty(len(stimulus)), np.empty(len(stimulus))
-    for first in range(0, len(stimulus), STATISTICS_FRAMES):
-        part = slice(first, first + STATISTICS_FRAMES)
+    for first in range(0, len(stimulus), FRAMES_AT_ONCE):
+        part = slice(first, first + FRAMES_AT_ONCE)
         frames = stimulus[part].flatten(1).double()
         sums[part] = frames.sum(1).numpy()
         squares[part] = frames.square().sum(1).numpy()

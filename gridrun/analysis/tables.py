@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from gridrun.config import complete, get_nested, keys_of, suggest
+from gridrun.config import complete, get_nested, keys_of, suggest, varied, varying
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plugins import libraries, library_of
 from gridrun.run import RunState
@@ -68,6 +68,7 @@ def read_runs(sweep: SweepFolder) -> list[RunSummary]:
     """
     sweep.read()
     runs = []
+    shared: dict[str, Any] = {}  # of the first run; the others hold what differs
     for _, folder in sweep.runs():
         try:
             record = folder.read()
@@ -75,9 +76,17 @@ def read_runs(sweep: SweepFolder) -> list[RunSummary]:
         except StoreError as error:
             logger.warning("a run is left out: %s", error)
             continue
+        state, epochs = folder.state(record), folder.read_metrics()
+        attempts = record["attempts"]
+        if attempts:
+            attempts[-1] = varied(attempts[-1], shared.setdefault("last", attempts[-1]))
         runs.append(
             RunSummary(
-                folder, record, folder.state(record), hyps, folder.read_metrics()
+                folder,
+                varied(record, shared.setdefault("record", record)),
+                state,
+                varied(hyps, shared.setdefault("hyps", hyps)),
+                epochs,
             )
         )
     return runs
@@ -93,15 +102,24 @@ def axis_names(runs: Iterable[RunSummary]) -> list[str]:
     lifted = {"optimizer_args.lr": "lr", "optimizer_args.weight_decay": "l2"}
     skipped |= {lifted[name] for name in names if name in lifted}
     first_of_point = list({run.point: run for run in reversed(runs)}.values())
-    for key in dict.fromkeys(key for run in first_of_point for key in run.hyps):
+    able = _points_differ_by() - skipped
+    for key in varying([run.hyps for run in first_of_point]):
         inside = any(name.startswith(f"{key}.") for name in names)
-        if key in skipped or inside or key not in _points_differ_by():
+        if inside or key not in able or not _varies(key, first_of_point):
             continue
-        values = {json.dumps(r.hyps.get(key), sort_keys=True) for r in first_of_point}
-        if len(values) == 1 or all(_follows(r.hyps, key) for r in first_of_point):
+        if all(_follows(r.hyps, key) for r in first_of_point):
             continue
         names[key] = None
     return list(names)
+
+
+def _varies(key: str, runs: Sequence[RunSummary]) -> bool:
+    """Whether a key has more than one value."""
+    first = runs[0].hyps.get(key)
+    values = (run.hyps.get(key) for run in runs)
+    others = [value for value in values if value is not first]
+    text = json.dumps(first, sort_keys=True)
+    return any(json.dumps(value, sort_keys=True) != text for value in others)
 
 
 def _follows(hyps: Mapping[str, Any], key: str) -> bool:
@@ -131,9 +149,16 @@ def cell(value: Any) -> Any:
     return value
 
 
-def result_rows(runs: Sequence[RunSummary]) -> list[Row]:
-    """One row per run."""
-    axes = axis_names(runs)
+def result_rows(
+    runs: Sequence[RunSummary], axes: Sequence[str] | None = None
+) -> list[Row]:
+    """One row per run.
+
+    Args:
+        runs: The runs.
+        axes: Their `axis_names`, if they are known.
+    """
+    axes = axis_names(runs) if axes is None else axes
     rows = []
     for run in runs:
         attempts = run.record["attempts"]
@@ -185,10 +210,21 @@ def metric_names(rows: Iterable[Row]) -> list[str]:
     return list(names)
 
 
-def summary_rows(runs: Sequence[RunSummary]) -> list[Row]:
-    """One row per grid point: n, mean, sd, sem and 95 % interval of each metric."""
-    axes = axis_names(runs)
-    metrics = metric_names(result_rows(runs))
+def summary_rows(
+    runs: Sequence[RunSummary],
+    axes: Sequence[str] | None = None,
+    results: Sequence[Row] | None = None,
+) -> list[Row]:
+    """One row per grid point: n, mean, sd, sem and 95 % interval of each metric.
+
+    Args:
+        runs: The runs.
+        axes: Their `axis_names`, if they are known.
+        results: Their `result_rows`, if they are known.
+    """
+    axes = axis_names(runs) if axes is None else axes
+    results = result_rows(runs, axes) if results is None else results
+    metrics = metric_names(results[:1])  # rows have the same columns
     points: dict[str, list[RunSummary]] = {}
     for run in runs:
         points.setdefault(run.point, []).append(run)
@@ -255,8 +291,10 @@ def write_tables(sweep: SweepFolder) -> None:
     """Derive results.csv and summary.csv from the run folders."""
     with sweep.locked():
         runs = read_runs(sweep)
-        write_durably(sweep.results, csv_text(result_rows(runs)))
-        write_durably(sweep.summary, csv_text(summary_rows(runs)))
+        axes = axis_names(runs)
+        rows = result_rows(runs, axes)
+        write_durably(sweep.results, csv_text(rows))
+        write_durably(sweep.summary, csv_text(summary_rows(runs, axes, rows)))
 
 
 def text_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:

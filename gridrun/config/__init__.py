@@ -17,11 +17,13 @@ from gridrun.config.files import (
 )
 from gridrun.config.keys import Hyperparams, defaults_of, keys_of, weights_hash
 from gridrun.config.messages import Problem, raise_problems, shown, suggest
+from gridrun.config.variant import Variant, varied, varying
 
 __all__ = [
     "Hyperparams",
     "Key",
     "Problem",
+    "Variant",
     "absolute",
     "complete",
     "data_root",
@@ -37,5 +39,7 @@ __all__ = [
     "set_nested",
     "shown",
     "suggest",
+    "varied",
+    "varying",
     "weights_hash",
 ]

@@ -159,12 +159,19 @@ class Hyperparams(RunnerKeys):
         """Defaults of a model class that differ from the keys' own."""
         return {}
 
+    def work(self) -> float:
+        """Estimated time of the run in any unit; balances cohorts over workers."""
+        return float(self.n_epochs)
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield (key, message) for values that contradict each other."""
         for name in ("workers", "cohort_size"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 yield name, f'expected "auto" or an integer ≥ 1, got {value}'
+        if self.spectra_cache_mib != "auto" and self.spectra_cache_mib < 0:
+            text = f'expected "auto" or an integer ≥ 0, got {self.spectra_cache_mib}'
+            yield "spectra_cache_mib", text
         if self.seed is not None and self.seed + self.n_runs > 2**31:
             yield "seed", f"seed + n_repeats must stay within 2³¹, got {self.seed}"
         yield from self._seed_problems()

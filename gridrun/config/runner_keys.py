@@ -206,10 +206,10 @@ class RunnerKeys(StrictModel):
     )
     spectra_cache_mib: Literal["auto"] | int = key(
         "auto",
-        "memory for the Fourier transforms of a recording",
+        "MiB a process may take for the Fourier transforms of a recording; 0: none "
+        "are kept",
         group="runner",
         identity="no",
-        available=False,
     )
     max_attempts: int = key(
         3,
@@ -257,8 +257,8 @@ class RunnerKeys(StrictModel):
     )
     conv_method: Literal["auto", "direct", "fourier"] = key(
         "auto",
-        "how convolutions are computed",
+        "how convolutions without padding and strides are computed; auto: by a fixed "
+        "rule of their shape",
         group="runner",
         identity="guard",
-        available=("auto", "direct"),
     )

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+from gridrun.machine import keep_freed_memory
+
 SECONDS_BETWEEN_STEPS = 0.1
 
 
@@ -70,6 +72,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, worker.stop)
+    keep_freed_memory()
     worker.work()
 
 

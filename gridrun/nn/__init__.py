@@ -1,6 +1,15 @@
 """Layers that both libraries use."""
 
 from gridrun.nn.activations import ParametricSoftplus
+from gridrun.nn.fourier import (
+    EitherMethod,
+    Spectrum,
+    ValidConv2d,
+    chosen_methods,
+    flat_transform,
+    fourier_conv2d,
+    set_method,
+)
 from gridrun.nn.noise import Dropout, GaussianNoise, RandomModule
 from gridrun.nn.norms import AbsBatchNorm1d, AbsBatchNorm2d, FlatBatchNorm
 from gridrun.nn.retinotopy import (
@@ -17,6 +26,7 @@ __all__ = [
     "AbsBatchNorm1d",
     "AbsBatchNorm2d",
     "Dropout",
+    "EitherMethod",
     "FlatBatchNorm",
     "GaussianNoise",
     "GrabUnits",
@@ -25,9 +35,15 @@ __all__ = [
     "ParametricSoftplus",
     "RandomModule",
     "ShakeShake",
+    "Spectrum",
+    "ValidConv2d",
     "central_place",
+    "chosen_methods",
     "collapse_stacks",
     "field_side",
+    "flat_transform",
+    "fourier_conv2d",
     "semantic_loss",
+    "set_method",
     "valid_map",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridrun.errors import ConfigError
@@ -79,6 +80,25 @@ class GrabUnits(nn.Module):
         """Read (B, U, H, W) at the units' places: (B, U)."""
         units = torch.arange(x.shape[1], device=x.device)
         return x[:, units, self.rows, self.columns]
+
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """The same of `conv(x)`, without the map's other places.
+
+        Each unit's kernel is laid at its place in a map of zeros: one matrix product.
+
+        Args:
+            x: (B, C, H, W).
+            conv: Stride 1, no padding, U outputs.
+        """
+        n_units, n_chans, side, _ = conv.weight.shape
+        width = x.shape[-1]
+        steps = torch.arange(side, device=x.device)
+        rows = self.rows[:, None, None] + steps[:, None]
+        places = (rows * width + self.columns[:, None, None] + steps).flatten(1)
+        laid = conv.weight.new_zeros(n_units, n_chans, x[0, 0].numel()).scatter(
+            2, places[:, None].expand(-1, n_chans, -1), conv.weight.flatten(2)
+        )
+        return F.linear(x.flatten(1), laid.flatten(1), conv.bias)
 
 
 class OneHot(nn.Module):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from gridrun.errors import ConfigError
+from gridrun.nn.fourier import (
+    EitherMethod,
+    Method,
+    Spectrum,
+    ValidConv2d,
+    fourier_conv2d,
+)
 from gridrun.nn.noise import Dropout
 
 
@@ -28,7 +37,7 @@ def sub_kernels(ksize: int) -> list[int]:
     return [3] * ((ksize - 2) // 2) + [2]
 
 
-class LinearStackedConv2d(nn.Module):
+class LinearStackedConv2d(EitherMethod):
     """A linear stack of small convolutions that equals one large convolution.
 
     All padding is on the first sub-convolution and all stride on the last, so that
@@ -43,6 +52,8 @@ class LinearStackedConv2d(nn.Module):
         bias: Of the last sub-convolution.
         drop_p: Dropout between sub-convolutions.
         inner_bias: Biases of the others.
+        size: (H, W) of the maps that it is made for.
+        from_data: Whether the maps are data.
     """
 
     def __init__(
@@ -55,6 +66,8 @@ class LinearStackedConv2d(nn.Module):
         bias: bool = True,
         drop_p: float = 0.0,
         inner_bias: bool = False,
+        size: tuple[int, int] | None = None,
+        from_data: bool = False,
     ) -> None:
         super().__init__()
         if inner_bias and padding:
@@ -77,36 +90,73 @@ class LinearStackedConv2d(nn.Module):
         self.dropout = Dropout(drop_p)
         self.stride = stride
         self.padding = padding
+        self.size = size
+        self.from_data = from_data
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x (B, cin, H, W) to (B, cout, H', W')."""
+    @property
+    def chosen_method(self) -> Method:
+        """Direct where the stack is not one valid convolution."""
+        drops = self.training and self.dropout.p > 0 and len(self.convs) > 1
+        is_valid = self.stride == 1 and self.padding == 0
+        return super().chosen_method if is_valid and not drops else "direct"
+
+    def macs(self, size: tuple[int, int]) -> int:
+        total = 0
+        for conv in self._parts():
+            side = conv.weight.shape[-1]
+            size = (size[0] - side + 1, size[1] - side + 1)
+            total += conv.weight[0].numel() * size[0] * size[1]
+        return total
+
+    def chans(self) -> tuple[int, int]:
+        first = self._parts()[0]
+        return first.in_channels, first.out_channels
+
+    def _parts(self) -> list[nn.Conv2d]:
+        return [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+
+    def forward(self, x: Tensor | Spectrum) -> Tensor:
+        """Convolve x (B, cin, H, W), or its spectrum, to (B, cout, H', W')."""
+        if self.chosen_method == "fourier":
+            device = self._parts()[0].weight.device.type
+            with torch.autocast(device, enabled=False):
+                return fourier_conv2d(x, *self.composed())
+        assert isinstance(x, Tensor)
+        y = x
         for i, conv in enumerate(self.convs):
-            x = conv(x if i == 0 else self.dropout(x))
-        return x
+            y = conv(y if i == 0 else self.dropout(y))
+        return y
 
-    def collapse(self) -> nn.Conv2d:
-        """One convolution with the same function as this stack in evaluation."""
-        first = self.convs[0]
-        assert isinstance(first, nn.Conv2d)
+    def composed(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel (cout, cin, k, k) and bias of the whole, differentiable."""
+        first, *others = self._parts()
         kernel, bias = first.weight, first.bias
-        for conv in list(self.convs)[1:]:
-            assert isinstance(conv, nn.Conv2d)
+        for conv in others:
             if bias is not None:
                 bias = torch.einsum("oikl,i->o", conv.weight, bias)
             if conv.bias is not None:
                 bias = conv.bias if bias is None else bias + conv.bias
             kernel = compose_kernels(kernel, conv.weight)
-        whole: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
-            nn.Conv2d,
-            kernel.shape[1],
-            kernel.shape[0],
-            kernel.shape[-1],
-            stride=self.stride,
-            padding=self.padding,
-            bias=bias is not None,
-            dtype=kernel.dtype,
-            device=kernel.device,
-        )
+        return kernel, bias
+
+    def collapse(self) -> nn.Conv2d:
+        """One convolution with the same function as this stack in evaluation."""
+        kernel, bias = self.composed()
+        cout, cin, ksize, _ = kernel.shape
+        place: Any = {
+            "bias": bias is not None,
+            "dtype": kernel.dtype,
+            "device": kernel.device,
+        }
+        kind: type[nn.Conv2d] = nn.Conv2d
+        if self.stride == 1 and self.padding == 0:
+            kind = ValidConv2d
+            place |= {"size": self.size, "from_data": self.from_data}
+        else:
+            place |= {"stride": self.stride, "padding": self.padding}
+        whole: nn.Conv2d = skip_init(kind, cin, cout, ksize, **place)  # type: ignore[no-untyped-call]
+        if isinstance(whole, ValidConv2d):
+            whole.method = self.method
         with torch.no_grad():
             whole.weight.copy_(kernel)
             if bias is not None and whole.bias is not None:

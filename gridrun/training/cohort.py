@@ -37,6 +37,10 @@ class Diverged(Exception):
     """The training loss is no longer finite."""
 
 
+class CohortTooLarge(BaseException):
+    """The runs of a cohort do not fit in memory together."""
+
+
 class Interrupted(BaseException):
     """Training was asked to stop; the epoch under way is dropped."""
 
@@ -111,7 +115,8 @@ class LiveRun:
         self.folder = folder
         self.device = device
         self.seed = hyps.seed
-        self.number: int = folder.read()["number"]
+        self.record = folder.read()  # nobody else writes it while the claim is held
+        self.number: int = self.record["number"]
         self.random = RunRandom(hyps.seed, device)
         self.progress = Progress()
         self.epoch = 0
@@ -150,17 +155,20 @@ class LiveRun:
         self.time_s += time.perf_counter() - started
 
     def begin_attempt(self, circumstances: Mapping[str, Any]) -> None:
-        """Record that this process trains the run from here on."""
+        """Note that this process trains the run from here on.
+
+        Args:
+            circumstances: What can change bits, or tells where the attempt runs.
+        """
         given = self.hyps.model_dump(mode="json")
         if read_record(self.folder.hyperparams) != given:
             write_json(self.folder.hyperparams, given)
         self.folder.failure.unlink(missing_ok=True)
-        attempts = self.folder.read()["attempts"]
-        index = self.folder.read_index()
-        start = {"started": now(), "first_epoch": (index["last"] or 0) + 1}
-        self.folder.update(
+        first_epoch = (self.folder.read_index()["last"] or 0) + 1
+        start = {"started": now(), "first_epoch": first_epoch}
+        self.note(
             state=RunState.RUNNING.value,
-            attempts=[*attempts, start | dict(circumstances)],
+            attempts=[*self.record["attempts"], start | dict(circumstances)],
             error=None,
         )
 
@@ -172,15 +180,11 @@ class LiveRun:
     ) -> None:
         """Record how the attempt ended."""
         self.state = state
-        attempts = self.folder.read()["attempts"]
-        attempts[-1] |= {
-            "ended": now(),
-            "state": state.value,
-            "last_epoch": self.epoch,
-        }
-        self.folder.update(
+        *earlier, attempt = self.record["attempts"]
+        end = {"ended": now(), "state": state.value, "last_epoch": self.epoch}
+        self.note(
             state=state.value,
-            attempts=attempts,
+            attempts=[*earlier, attempt | end],
             error=error,
             best_epoch=self.progress.best_epoch or None,
             test={
@@ -188,9 +192,18 @@ class LiveRun:
                 for name, value in (test or {}).items()
             },
         )
+        self.write_record()
         reason = f": {error}" if error else ""
         self.log(f"{state.value} after epoch {self.epoch}{reason}")
         self.claim.release()
+
+    def note(self, **facts: Any) -> None:
+        """Set entries of run.json, which `write_record` writes."""
+        self.record |= facts
+
+    def write_record(self) -> None:
+        """Write run.json, on disk when this returns."""
+        write_json(self.folder.record, self.record)
 
     def log(self, text: str) -> None:
         """Add a line to the run's log.txt."""

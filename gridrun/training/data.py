@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from gridrun.config import Hyperparams
+from gridrun.nn import Spectrum
 from gridrun.readers import Readers, Rows
 from gridrun.training.seeding import generator
 
 
-@dataclasses.dataclass(frozen=True)
 class Batch:
-    """Inputs (B, C, H, W) and their targets, (B, U) or (B,), on one device."""
+    """Inputs and targets of some samples, on one device.
 
-    inputs: Tensor
-    targets: Tensor
+    What a cohort shares of them is computed when first asked for, once.
+
+    Args:
+        inputs: (B, C, H, W), or a function without arguments that makes them.
+        targets: (B, U) or (B,).
+        dtype: Floating type of the inputs.
+        spectrum: Makes the inputs' transform otherwise than from the inputs.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Callable[[], Tensor],
+        targets: Tensor,
+        dtype: torch.dtype = torch.float32,
+        spectrum: Callable[[], Spectrum] | None = None,
+    ) -> None:
+        self.targets = targets
+        self.dtype = dtype
+        self._inputs = inputs
+        self._spectrum = spectrum
+        self._others: dict[torch.dtype, Batch] = {}
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
+
+    @functools.cached_property
+    def inputs(self) -> Tensor:
+        """(B, C, H, W)."""
+        return self._inputs if isinstance(self._inputs, Tensor) else self._inputs()
+
+    @functools.cached_property
+    def spectrum(self) -> Spectrum:
+        """The transform of the inputs."""
+        return self._spectrum() if self._spectrum else Spectrum.of(self.inputs)
 
     def to(self, dtype: torch.dtype) -> Batch:
         """The same in another floating type; labels stay as they are."""
-        targets = self.targets
-        if targets.is_floating_point():
-            targets = targets.to(dtype)
-        return Batch(self.inputs.to(dtype), targets)
+        if dtype is self.dtype:
+            return self
+        if dtype not in self._others:
+            targets = self.targets
+            if targets.is_floating_point():
+                targets = targets.to(dtype)
+            other = Batch(lambda: self.inputs.to(dtype), targets, dtype)
+            self._others[dtype] = other
+        return self._others[dtype]
 
 
 class Split(Protocol):

@@ -22,7 +22,12 @@ from gridrun.planner import Job
 from gridrun.plugins import Library, libraries
 from gridrun.run import RunState
 from gridrun.store import RunFolder, sha256_of_file
-from gridrun.training.cohort import LiveRun, claimed, describe_failure
+from gridrun.training.cohort import (
+    CohortTooLarge,
+    LiveRun,
+    claimed,
+    describe_failure,
+)
 from gridrun.training.data import Data
 from gridrun.training.trainer import Event, Trainer
 
@@ -36,6 +41,8 @@ def train_job(
 ) -> None:
     """Train the runs of a job that no other live process holds.
 
+    A cohort that does not fit in memory goes on as two halves, one after the other.
+
     Args:
         job: The cohort.
         report: Called with each `Event`.
@@ -44,21 +51,37 @@ def train_job(
     Raises:
         Interrupted: If it was asked to stop; the runs are recorded as interrupted.
     """
+    try:
+        _train_cohort(job, report, should_stop)
+        return
+    except CohortTooLarge:
+        logger.warning("%d runs do not fit in memory together", len(job.folders))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    for half in job.halves():
+        train_job(half, report, should_stop)
+
+
+def _train_cohort(
+    job: Job,
+    report: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> None:
     torch.set_num_threads(job.threads)
     library = libraries()[job.library]
     device = pick_device(job.device)
     with claimed([RunFolder(Path(path)) for path in job.folders]) as claims:
         hyps = dict(zip(job.folders, job.hyps, strict=True))
-        runs = [
+        held = [
             LiveRun(
-                library.schema.model_validate(hyps[str(folder.path)]),
+                library.schema.model_validate(dict(hyps[str(folder.path)])),
                 claim,
                 folder,
                 device,
             )
             for folder, claim in claims
-            if folder.read()["state"] not in job.final_states
         ]
+        runs = [run for run in held if run.record["state"] not in job.final_states]
         if runs:
             _train(library, runs, device, report, should_stop)
 
@@ -74,10 +97,12 @@ def _train(
     try:
         for run in runs:
             run.begin_attempt(circumstances(library, run.hyps, device))
-        data = opened_data(trainer_class, runs[0].hyps, device)
-        files = {Path(name).name: file_hash(name) for name in data.info.files}
+        paths = trainer_class.inspect_data(runs[0].hyps).files
+        files = {Path(path).name: file_hash(path) for path in paths}
         for run in runs:
-            run.folder.update(data_sha256=files)
+            run.note(data_sha256=files)
+            run.write_record()
+        data = opened_data(trainer_class, runs[0].hyps, device)
         trainer_class(library, runs, data, report, should_stop).fit()
     except Exception as error:
         line, text = describe_failure(error)
@@ -147,6 +172,7 @@ def circumstances(
         else processor_name(),
         "threads": torch.get_num_threads(),
         "engine": "solo",
+        "conv_method": hyps.conv_method,
         "versions": versions(),
         "model_source_sha256": file_hash(source) if source else None,
     }

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, defaults_of
-from gridrun.hdf5 import available_memory
+from gridrun.machine import available_memory
+from gridrun.nn import chosen_methods, set_method
 from gridrun.plugins import Library, reads
 from gridrun.readers import Readers
 from gridrun.run import RunState
 from gridrun.training import checkpoint as checkpoints
-from gridrun.training.cohort import Diverged, Interrupted, LiveRun, describe_failure
+from gridrun.training.cohort import (
+    CohortTooLarge,
+    Diverged,
+    Interrupted,
+    LiveRun,
+    describe_failure,
+)
 from gridrun.training.data import (
     Batch,
     Data,
@@ -27,10 +34,11 @@ from gridrun.training.data import (
     Split,
     batches,
     in_batches,
+    in_order,
     n_batches,
 )
 from gridrun.training.losses import is_finite
-from gridrun.training.seeding import epoch_order
+from gridrun.training.seeding import epoch_order, kept_globals
 
 EVAL_BATCH_SIZE = 500
 Terms = dict[str, Tensor]
@@ -118,7 +126,7 @@ class Trainer(abc.ABC):
     def prepare_model(model: nn.Module, data: Data) -> None:
         """Set what a model takes from the training data, beside its parameters."""
 
-    def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
+    def inputs(self, run: LiveRun, batch: Batch) -> Any:
         """A batch's inputs as the run's model takes them; random in training only."""
         return batch.inputs
 
@@ -128,22 +136,33 @@ class Trainer(abc.ABC):
         """Predictions of a loaded model on train, val or test."""
 
     @abc.abstractmethod
-    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
-        """`loss` (criterion alone), `acc` and further metrics over a whole split."""
+    def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
+        """What a batch of a split adds to its metrics, the model being in eval mode."""
+
+    @abc.abstractmethod
+    def measure(
+        self, run: LiveRun, split: Split, found: Sequence[Terms]
+    ) -> dict[str, float]:
+        """`loss` (criterion alone), `acc` and further metrics over a whole split.
+
+        Args:
+            run: The run.
+            split: What was evaluated.
+            found: Of its batches, in order, what `evaluate` returned.
+        """
 
     # the ladder
 
     def fit(self) -> None:
         """Train every run to its end; failures are recorded, the others go on."""
-        for run in self.runs:
-            with self.guarded(run):
-                self.start(run)
-        with self.reading_ahead():
-            while runs := self.due():
-                self.run_epoch(runs)
-        for run in self.live():
-            with self.guarded(run):
-                self.finish(run)
+        with kept_globals():
+            for run in self.runs:
+                with self.guarded(run):
+                    self.start(run)
+            with self.reading_ahead():
+                while runs := self.due():
+                    self.run_epoch(runs)
+            self.finish(self.live())
 
     @contextlib.contextmanager
     def reading_ahead(self) -> Iterator[None]:
@@ -165,10 +184,7 @@ class Trainer(abc.ABC):
 
     def due(self) -> list[LiveRun]:
         """The runs whose next epoch is the earliest, after finishing trained ones."""
-        for run in self.live():
-            if self.is_finished(run):
-                with self.guarded(run):
-                    self.finish(run)
+        self.finish([run for run in self.live() if self.is_finished(run)])
         live = self.live()
         earliest = min((run.epoch for run in live), default=0)
         return [run for run in live if run.epoch == earliest]
@@ -201,7 +217,8 @@ class Trainer(abc.ABC):
         self.prepare_model(run.model, self.data)
         run.folder.model_text.write_text(describe_model(run.model), encoding="utf-8")
         run.resume()
-        run.folder.update(parameters=n_parameters(run.model))
+        facts = {"parameters": n_parameters(run.model)}
+        run.note(**facts, convolutions=chosen_methods(run.model))
         run.log(f"training from epoch {run.epoch + 1} on {run.device}")
         self.report(Event("start", run.number, run.epoch))
 
@@ -232,10 +249,14 @@ class Trainer(abc.ABC):
                 with self.guarded(run), run.timed():
                     totals[run.number].add(self.train_step(run, batch), len(batch))
             self.report(Event("step", first.number, epoch, step, n_steps, len(runs)))
+        validation = self.evaluated(runs, self.data.val)
         for run in self._running(runs):
             run.time_s += shared_s / len(runs)
+            metrics = totals[run.number].means()
+            found = validation[run.number]
+            metrics |= {f"val_{name}": value for name, value in found.items()}
             with self.guarded(run):
-                self.end_epoch(run, epoch, totals[run.number].means())
+                self.end_epoch(run, epoch, metrics)
 
     def train_step(self, run: LiveRun, batch: Batch) -> Terms:
         """One optimizer update; returns the loss and its terms.
@@ -243,7 +264,8 @@ class Trainer(abc.ABC):
         Raises:
             Diverged: If the loss is not finite.
         """
-        run.model.train()
+        if not run.model.training:
+            run.model.train()
         with run.autocast():
             loop = self.loops[run.hyps.train_loop]
             terms = loop(self, run, batch.to(run.dtype))
@@ -257,13 +279,10 @@ class Trainer(abc.ABC):
         run.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
-    def end_epoch(self, run: LiveRun, epoch: int, training: dict[str, float]) -> None:
-        """Validate, record the epoch, and save its checkpoint."""
+    def end_epoch(self, run: LiveRun, epoch: int, metrics: dict[str, float]) -> None:
+        """Record the epoch and save its checkpoint."""
         lr = run.lr
-        with run.timed():
-            validation = self.validate(run)
         run.epoch = epoch
-        metrics = training | validation
         self.close_epoch(run, metrics)
         row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
         run.folder.append_metrics(row)
@@ -277,28 +296,41 @@ class Trainer(abc.ABC):
         run.log(", ".join(f"{name} {value:.6g}" for name, value in row.items()))
         self.report(Event("epoch", run.number, epoch, metrics=metrics))
 
-    def validate(self, run: LiveRun) -> dict[str, float]:
-        """Metrics of the validation split, as `val_...`."""
-        found = self._evaluated(run, self.data.val)
-        return {f"val_{name}": value for name, value in found.items()}
+    def evaluated(
+        self, runs: Sequence[LiveRun], split: Split
+    ) -> dict[int, dict[str, float]]:
+        """Metrics of a whole split, by the number of each run that can be evaluated."""
+        found: dict[int, list[Terms]] = {run.number: [] for run in runs}
+        metrics = {}
+        for batch in in_order(split, EVAL_BATCH_SIZE):
+            for run in self._running(runs):
+                with self.guarded(run), run.timed(), torch.no_grad(), run.autocast():
+                    if run.model.training:
+                        run.model.eval()
+                    found[run.number].append(self.evaluate(run, batch.to(run.dtype)))
+        for run in self._running(runs):
+            with self.guarded(run), run.timed(), torch.no_grad():
+                metrics[run.number] = self.measure(run, split, found[run.number])
+        return metrics
 
-    def test(self, run: LiveRun) -> dict[str, float]:
-        """Metrics of the test split for the run's chosen epoch, as `test_...`."""
-        epoch = self.tested_epoch(run)
+    def finish(self, runs: Sequence[LiveRun]) -> None:
+        """Score the test split once, each run in its chosen epoch; record the end."""
+        for run in runs:
+            with self.guarded(run):
+                self._load(run, self.tested_epoch(run))
+        found = self.evaluated(runs, self.data.test)
+        for run in self._running(runs):
+            with self.guarded(run):
+                test = {f"test_{name}": v for name, v in found[run.number].items()}
+                self._end(run, RunState.DONE, test=test)
+
+    @staticmethod
+    def _load(run: LiveRun, epoch: int) -> None:
+        if epoch == run.epoch:  # the model is as it was saved
+            return
         content = run.folder.read_checkpoint(epoch)
         state = checkpoints.from_bytes(content, run.folder.checkpoint_path(epoch))
         run.model.load_state_dict(state["model_state_dict"])
-        found = self._evaluated(run, self.data.test)
-        return {f"test_{name}": value for name, value in found.items()}
-
-    def finish(self, run: LiveRun) -> None:
-        """Score the test split once and record the run as done."""
-        self._end(run, RunState.DONE, test=self.test(run))
-
-    def _evaluated(self, run: LiveRun, split: Split) -> dict[str, float]:
-        run.model.eval()
-        with torch.no_grad(), run.autocast():
-            return self.evaluate(run, split)
 
     @staticmethod
     def _running(runs: Sequence[LiveRun]) -> list[LiveRun]:
@@ -312,7 +344,9 @@ class Trainer(abc.ABC):
                 yield
         except Diverged as error:
             self._end(run, RunState.DIVERGED, error=str(error))
-        except Exception as error:  # noqa: BLE001 - any error of a model is a result
+        except Exception as error:
+            if is_out_of_memory(error) and len(self.live()) > 1:
+                raise CohortTooLarge from error
             line, text = describe_failure(error)
             run.folder.failure.write_text(text, encoding="utf-8")
             self._end(run, RunState.FAILED, error=line)
@@ -330,6 +364,12 @@ class Trainer(abc.ABC):
         self.report(
             Event("end", run.number, run.epoch, state=state.value, metrics=final)
         )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that the device or the machine does not have."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 class EpochTotals:
@@ -362,6 +402,7 @@ def build_model(library: Library, hyps: Hyperparams, info: DataInfo) -> nn.Modul
     available = hyps.model_dump() | {"n_units": info.n_units, "centers": info.centers}
     arguments = {name: available[name] for name in reads(kind) if name in available}
     model: nn.Module = kind(**arguments)
+    set_method(model, hyps.conv_method)
     return model
 
 

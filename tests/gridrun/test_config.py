@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from strategies import BASES, IMAGES, RETINA, completed, json_values, problems_of
 
 from gridrun.config import (
+    Variant,
     complete,
     data_root,
     defaults_of,
@@ -23,6 +25,7 @@ from gridrun.config import (
     set_nested,
     suggest,
 )
+from gridrun.config.variant import differences, varied
 from gridrun.errors import ConfigError
 from gridrun.plugins import libraries
 
@@ -674,3 +677,35 @@ def test_contradictions_are_told_beside_wrong_types() -> None:
 def test_what_hangs_on_a_wrong_key_is_not_told() -> None:
     """Kernel sizes are not measured against channels that cannot be read."""
     assert set(problems_of(RETINA, chans="x", ksizes=[3] * 7)) == {"chans"}
+
+
+# --- configurations that share what they have in common ---------------------------
+
+
+@given(st.floats(1e-6, 1), st.integers(1, 9), st.lists(st.integers(1, 9)))
+def test_a_variant_is_the_configuration_it_was_made_of(
+    lr: float, n_epochs: int, chans: list[int]
+) -> None:
+    """Whatever the base, and only what differs is held."""
+    base = completed(IMAGES)
+    hyps = base.model_copy(update={"lr": lr, "n_epochs": n_epochs, "chans": chans})
+    variant = Variant.of(hyps, base)
+    assert variant.hyps == hyps
+    assert variant.hyps.model_dump_json() == hyps.model_dump_json()
+    assert set(variant.changes) <= {"lr", "n_epochs", "chans"}
+
+
+@given(st.dictionaries(st.sampled_from("abc"), json_values), st.data())
+def test_a_mapping_that_shares_is_equal(
+    values: dict[str, Any], data: st.DataObject
+) -> None:
+    """Also where the keys are others than the base's."""
+    base = data.draw(st.dictionaries(st.sampled_from("abc"), json_values))
+    found = varied(values, base)
+    assert json.dumps(dict(found), sort_keys=True) == json.dumps(values, sort_keys=True)
+
+
+@pytest.mark.parametrize(("value", "other"), [(1, True), (1, 1.0), ([0], [False])])
+def test_equal_values_of_other_types_differ(value: object, other: object) -> None:
+    """JSON writes them differently, and a run's identity is its JSON."""
+    assert differences({"a": value}, {"a": other}) == {"a": value}

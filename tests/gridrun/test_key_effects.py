@@ -26,6 +26,7 @@ from gridrun.config import Hyperparams, complete, defaults_of, key, keys_of
 from gridrun.errors import ConfigError, DataError
 from gridrun.plugins import libraries
 from gridrun.sweep import Run, Sweep, load_sweep, run_sweep
+from imgclass.trainer import ImageTrainer
 
 RETINA, IMAGES = "torchdeepretina", "imgclass"
 COMMON: dict[str, Any] = {
@@ -140,12 +141,22 @@ def n_steps(outcome: Outcome) -> int:
     )
 
 
-def stored_as(outcome: Outcome) -> torch.dtype:
-    """Type of the stimulus in memory."""
+def opened(outcome: Outcome) -> Any:
+    """The run's training windows."""
     (run,) = outcome.runs
     data = run.library.load_trainer().open_data(run.hyps, torch.device("cpu"))
-    found: torch.dtype = data.train.stimulus.dtype
+    return data.train
+
+
+def stored_as(outcome: Outcome) -> torch.dtype:
+    """Type of the stimulus in memory."""
+    found: torch.dtype = opened(outcome).stimulus.dtype
     return found
+
+
+def keeps_transforms(outcome: Outcome) -> bool:
+    """Whether the transforms of all frames are kept."""
+    return opened(outcome).spectra.kept is not None
 
 
 def cells(outcome: Outcome) -> list[int]:
@@ -190,6 +201,17 @@ def same_w(one: Outcome, other: Outcome) -> None:
     """Every run of both ends bit for bit the same."""
     for pair in zip(one.weights, other.weights, strict=True):
         assert equal_bits(*pair)
+
+
+def methods(outcome: Outcome) -> list[str]:
+    """How the run's convolutions are computed."""
+    return list(outcome.runs[0].record["convolutions"].values())
+
+
+def rounding_only(one: Outcome, other: Outcome) -> None:
+    """Losses agree to rounding, weights not to the bit."""
+    assert not equal_bits(one.weights[0], other.weights[0])
+    assert one.column("loss") == pytest.approx(other.column("loss"), rel=1e-4)
 
 
 def other_data(one: Outcome, other: Outcome) -> None:
@@ -530,7 +552,28 @@ RUNNER: dict[str, list[Row]] = {
         Row("cuda:99", "cuda:99 is not there"),
     ],
     "engine": [Row("solo", (same_w,)), Row("graph", "not available yet")],
-    "conv_method": [Row("direct", (same_w,)), Row("fourier", "not available yet")],
+    "conv_method": [
+        Row(
+            "direct",
+            (changed(methods, ["fourier"], ["direct"]), rounding_only),
+            only=RETINA,
+        ),
+        Row("fourier", (same_w,), only=RETINA),
+        Row("direct", (same_w,), only=IMAGES),
+        Row("fourier", "conv_method: .* LN has no layer", {"model_type": "LN"}, RETINA),
+        Row("fourier", "conv_method: .* dropout", {"drop_p": 0.1}, RETINA),
+        Row("fourier", "conv_method: .* SmallNet has no layer", only=IMAGES),
+    ],
+    "spectra_cache_mib": [
+        Row(
+            0,
+            (changed(keeps_transforms, True, False), same_w),
+            {"conv_method": "fourier"},
+            RETINA,
+        ),
+        Row(-1, "spectra_cache_mib"),
+        Row(5, "spectra_cache_mib", only=IMAGES),
+    ],
 }
 EFFECTS = SWEEP | DATA | TRAINING | RUNNER
 OWN_TESTS = {
@@ -842,3 +885,46 @@ def test_hang_timeout_s_kills_a_silent_worker(
     options = {"max_attempts": 1, "hang_timeout_s": timeout_s}
     _, error = failed_sweep(tmp_path, monkeypatch, 1.5, **options)
     assert how in error
+
+
+# --- memory -----------------------------------------------------------------------
+
+
+def test_a_cohort_that_does_not_fit_goes_on_in_halves(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of a cohort out of memory continue in smaller ones, to the same bits."""
+    ranges = {"lr": [0.01, 0.02, 0.03, 0.04, 0.05]}
+    expected = swept(BASE[IMAGES], ranges)
+    step, n_live, n_steps = ImageTrainer.train_step, [], [0]
+
+    def limited(self: Any, run: Any, batch: Any) -> Any:
+        n_steps[0] += 1
+        if len(self.live()) > 2 and n_steps[0] > 23:  # in the second epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        n_live.append(len(self.live()))
+        return step(self, run, batch)
+
+    monkeypatch.setattr(ImageTrainer, "train_step", limited)
+    given = {**BASE[IMAGES], "save_root": "halves"}
+    found = run_sweep(given, ranges, quiet=True)
+    assert set(n_live) == {5, 2, 1}
+    for one, run in zip(expected.weights, found.runs(), strict=True):
+        assert equal_bits(one, run.checkpoint("last")["model_state_dict"])
+        assert run.record["state"] == "done"
+
+
+def test_a_run_that_does_not_fit_alone_fails(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing left to split."""
+
+    def fail(self: Any, run: Any, batch: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(ImageTrainer, "train_step", fail)
+    given = {**BASE[IMAGES], "save_root": str(places / "none")}
+    found = run_sweep(given, {"lr": [0.01, 0.02]}, quiet=True)
+    for run in found.runs():
+        assert run.record["state"] == "failed"
+        assert "can't allocate memory" in run.record["error"]

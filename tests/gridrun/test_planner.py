@@ -117,10 +117,10 @@ def test_every_run_is_in_exactly_one_cohort(
 def test_cohorts_keep_the_order_of_the_grid(
     runs: list[Hyperparams], n_workers: int, size: int | str
 ) -> None:
-    """Runs within a cohort, and cohorts by their first run."""
+    """Runs within a cohort, and cohorts of equal work by their first run."""
     cohorts = plan_cohorts(runs, n_workers, size)
     assert all(cohort == sorted(cohort) for cohort in cohorts)
-    assert cohorts == sorted(cohorts)
+    assert cohorts == sorted(cohorts, key=lambda one: (-len(one), one))
 
 
 @given(mixed_runs(), st.integers(1, 6), st.integers(1, 10))
@@ -151,6 +151,52 @@ def test_auto_cohorts_have_a_largest_size() -> None:
     """Memory does not grow with the grid."""
     cohorts = plan_cohorts(many(100), 1)
     assert max(map(len, cohorts)) <= LARGEST_AUTO_COHORT
+
+
+def ends(cohorts: list[list[int]], work: list[float], n_workers: int) -> list[float]:
+    """When each worker is done, if the next cohort goes to whoever is free."""
+    times = [0.0] * n_workers
+    for cohort in cohorts:
+        times[times.index(min(times))] += sum(work[i] for i in cohort)
+    return sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "per_seed", "n_workers", "expected"),
+    [
+        (3, 4, 2, [6, 6]),
+        (2, 12, 2, [12, 12]),
+        (1, 24, 2, [12, 12]),
+        (5, 3, 4, [3, 4, 4, 4]),
+        (1, 3, 2, [1, 2]),
+        (3, 1, 2, [1, 2]),
+    ],
+)
+def test_workers_end_together(
+    n_seeds: int, per_seed: int, n_workers: int, expected: list[int]
+) -> None:
+    """Groups are cut where whole ones would leave a worker idle."""
+    runs = [one for seed in range(n_seeds) for one in many(per_seed, seed=seed)]
+    cohorts = plan_cohorts(runs, n_workers)
+    assert ends(cohorts, [1.0] * len(runs), n_workers) == expected
+
+
+def test_a_group_is_not_cut_for_nothing() -> None:
+    """Three runs for two workers are 2 and 1: a third cohort would share less."""
+    assert [len(one) for one in plan_cohorts(many(3), 2)] == [2, 1]
+
+
+def test_long_runs_start_first() -> None:
+    """Else the last worker would begin a long run when the others end."""
+    runs = [completed(IMAGES, seed=i, n_epochs=n) for i, n in enumerate([1, 9, 2, 8])]
+    assert plan_cohorts(runs, 2) == [[1], [3], [2], [0]]
+
+
+@given(mixed_runs(), st.integers(1, 6))
+def test_the_balance_is_near_the_best(runs: list[Hyperparams], n_workers: int) -> None:
+    """No worker has more than its share and one run of others'."""
+    times = ends(plan_cohorts(runs, n_workers), [1.0] * len(runs), n_workers)
+    assert times[-1] <= max(1, len(runs) / n_workers) * 1.05 + 1
 
 
 def test_parts_of_a_group_are_even() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -494,6 +496,14 @@ def test_at_the_end_the_last_and_the_best_are_kept(
     assert saved(folder) == kept
 
 
+def test_an_index_that_stays_is_not_written_again(folder: RunFolder) -> None:
+    """The end of a run whose checkpoints are all kept touches no file."""
+    save(folder, [1, 1])
+    before = folder.index.stat().st_ino
+    folder.keep_final(keep_all=False)
+    assert folder.index.stat().st_ino == before
+
+
 def test_all_are_kept_if_asked(folder: RunFolder) -> None:
     """save_every_epoch keeps the file of each epoch, to the end."""
     save(folder, [1, 1, 1, 1], keep_all=True)
@@ -666,6 +676,60 @@ def test_a_run_folder_appears_whole_or_not_at_all(sweep: SweepFolder) -> None:
     with sweep.locked():
         sweep.create_run(0, spec_of())
     assert names(sweep.path) == ["sweep.json", "sweep_0"]
+
+
+@pytest.mark.parametrize("limit", [0, 50])
+def test_run_folders_are_on_disk_before_they_get_their_names(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Every file and folder is synced, singly or as a file system, then all renamed."""
+    steps: list[str] = []
+    fsync, rename, library = os.fsync, os.rename, store._c_library()
+
+    def spy_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        steps.append(str(path.relative_to(sweep.path)))
+        fsync(descriptor)
+
+    def spy_rename(*names: Any) -> None:
+        steps.append("rename")
+        rename(*names)
+
+    class Library:
+        @staticmethod
+        def syncfs(descriptor: int) -> int:
+            steps.append("everything")
+            return int(library.syncfs(descriptor))
+
+    monkeypatch.setattr(store, "MAX_SINGLE_SYNCS", limit)
+    monkeypatch.setattr(store, "_c_library", Library)
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    made = sweep.create_runs({n: spec_of(lr=0.1 * n) for n in (1, 2)})
+    halfway = [f".{folder.path.name}.tmp" for folder in made.values()]
+    inside = ("/hyperparams.json", "/run.json", "")
+    singly = [f"{folder}{name}" for folder in halfway for name in inside]
+    assert steps[:-3] == (singly if limit else ["everything"])
+    assert steps[-3:] == ["rename", "rename", "."]
+    assert numbers(sweep) == [1, 2]
+
+
+def test_a_sync_that_fails_is_an_error(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that may not be on disk get no name."""
+
+    class Library:
+        @staticmethod
+        def syncfs(descriptor: int) -> int:
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(store, "MAX_SINGLE_SYNCS", 0)
+    monkeypatch.setattr(store, "_c_library", Library)
+    with pytest.raises(OSError, match="Input/output"):
+        sweep.create_run(0, spec_of())
+    assert numbers(sweep) == []
 
 
 def test_the_lock_of_a_sweep_is_exclusive_and_leaves_no_file(

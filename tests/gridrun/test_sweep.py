@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import h5py
 import pytest
 
+from gridrun import store
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plan import Numbering, Plan, plan_sweep, settle
+from gridrun.planner import Job
 from gridrun.request import read_request
 from gridrun.run import RunState
 from gridrun.store import SweepFolder
 from gridrun.sweep import run_sweep
+from gridrun.training.job import train_job
 
 BASE = {
     "exp_name": "s",
@@ -92,6 +96,39 @@ def test_starting_exp_num_never_overwrites(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="starting_exp_num: run 1"):
         settled(tmp_path, {"lr": [0.3]}, starting_exp_num=1)
     assert folders(tmp_path) == before
+
+
+def test_a_request_that_is_not_approved_writes_nothing(tmp_path: Path) -> None:
+    """A refusal under the lock leaves the sweep as it was."""
+    settled(tmp_path, {"lr": [0.1]})
+    before = (tmp_path / "s" / "sweep.json").read_bytes()
+
+    def refuse(numbering: Numbering) -> None:
+        raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        settle(planned(tmp_path, {"lr": [0.2]}), refuse)
+    assert (tmp_path / "s" / "sweep.json").read_bytes() == before
+    assert folders(tmp_path) == ["s_0_lr0.1"]
+
+
+def test_two_first_requests_at_once_are_numbered_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    """Who comes second to the lock numbers after what the first has settled."""
+    one, other = (planned(tmp_path, {"lr": [lr]}) for lr in (0.1, 0.2))
+    lock = SweepFolder.locked
+
+    def settle_other_first(folder: SweepFolder) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SweepFolder, "locked", lock)
+            settle(other)
+        return lock(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SweepFolder, "locked", settle_other_first)
+        assert numbers(settle(one)) == [1]
+    assert folders(tmp_path) == ["s_0_lr0.2", "s_1_lr0.1"]
 
 
 def test_skipped_runs_keep_their_numbers(tmp_path: Path) -> None:
@@ -244,6 +281,37 @@ def test_data_that_changed_between_sweeps_are_read_anew(tmp_path: Path) -> None:
         with h5py.File(copy, "r+") as file:
             file["train/labels"][:] = file["train/labels"][:][::-1]
     assert losses[0] != losses[1]
+
+
+def test_a_run_of_one_epoch_makes_few_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json twice, metrics, checkpoint and index once; each with its folder."""
+    settled(tmp_path)
+    files: list[str] = []
+    n_syncs = 0
+    write, fsync = store.write_durably, os.fsync
+
+    def spy_write(path: Path, content: bytes | str) -> None:
+        files.append(path.name)
+        write(path, content)
+
+    def spy_fsync(descriptor: int) -> None:
+        nonlocal n_syncs
+        n_syncs += 1
+        fsync(descriptor)
+
+    monkeypatch.setattr(store, "write_durably", spy_write)
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    (run,) = settled(tmp_path).runs
+    files.clear()
+    n_syncs = 0
+    hyps = run.spec.hyps.model_dump(mode="json")
+    path = str(run.folder.path)
+    train_job(Job("imgclass", (path,), (hyps,), threads=1, device="cpu"))
+    assert files == ["run.json", "epoch_0001.pt", "index.json", "run.json"]
+    assert n_syncs == 11  # these with their folders, metrics.csv, two new names
+    assert run.folder.state() is RunState.DONE
 
 
 def test_a_run_that_cannot_write_its_log_fails_once(tmp_path: Path) -> None:

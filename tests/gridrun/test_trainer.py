@@ -135,16 +135,21 @@ class ToyTrainer(Trainer):
 
     loops: ClassVar = {"train_loop": least_squares}
 
-    def evaluate(self, run: LiveRun, split: Split) -> dict[str, float]:
+    def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
+        loss = (run.model(batch.inputs) - batch.targets).square().mean()
+        return {"loss": loss * len(batch)}
+
+    def measure(
+        self, run: LiveRun, split: Split, found: Sequence[Terms]
+    ) -> dict[str, float]:
         if split is self.data.test:
             return {"loss": float(run.model.linear.weight.detach().sum()), "acc": 0.0}
         if self.curve is not None:
             value = self.curve[run.epoch]
             is_accuracy = run.hyps.monitor == "val_acc"
             return {"loss": 1.0 if is_accuracy else value, "acc": value}
-        batch = split.batch(torch.arange(len(split)))
-        loss = (run.model(batch.inputs) - batch.targets).square().mean()
-        return {"loss": float(loss), "acc": 0.0}
+        loss = sum(float(part["loss"]) for part in found) / len(split)
+        return {"loss": loss, "acc": 0.0}
 
 
 def samples(n: int, seed: int) -> Samples:

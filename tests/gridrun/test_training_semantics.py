@@ -68,13 +68,13 @@ def follow(
             for one in keys
         ]
 
-        def evaluate(self: Any, run: Any, split: Any) -> dict[str, float]:
+        def measure(self: Any, run: Any, split: Any, found: Any) -> dict[str, float]:
             if split is self.data.test:
                 return {"loss": 0.0, "acc": 0.0}
             value = curves[run.number % len(curves)][run.epoch]
             return {"loss": value, "acc": value}
 
-        monkeypatch.setattr(ImageTrainer, "evaluate", evaluate)
+        monkeypatch.setattr(ImageTrainer, "measure", measure)
         return train(hyps)
 
     return run
@@ -533,15 +533,15 @@ def test_the_test_split_is_scored_once_with_the_best_weights(
     measured: Any, monkeypatch: pytest.MonkeyPatch, library: str, trainer: Any
 ) -> None:
     """After the last epoch, and not with the last epoch's weights."""
-    evaluate = trainer.evaluate
+    measure = trainer.measure
     scored: list[int] = []
 
-    def evaluate_and_note(self: Any, run: Any, split: Any) -> Any:
+    def measure_and_note(self: Any, run: Any, split: Any, found: Any) -> Any:
         if split is self.data.test:
             scored.append(run.epoch)
-        return evaluate(self, run, split)
+        return measure(self, run, split, found)
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate_and_note)
+    monkeypatch.setattr(trainer, "measure", measure_and_note)
     keys = {"lr": 0.01, "n_epochs": 3, "optimizer": "Adam", "monitor": "loss:max"}
     run, metrics = measured(library, **keys)
     assert scored == [3]

@@ -382,7 +382,7 @@ def test_the_statistics_do_not_depend_on_chunks(
 ) -> None:
     """Reading in chunks of 7 frames gives the same windows and statistics."""
     _, whole = opened()
-    monkeypatch.setattr(windows, "STATISTICS_FRAMES", 7)
+    monkeypatch.setattr(windows, "FRAMES_AT_ONCE", 7)
     monkeypatch.setattr(hdf5, "CHUNK_BYTES", 7 * 64)
     _, pieces = opened()
     assert torch.equal(whole.train.stimulus, pieces.train.stimulus)

@@ -84,13 +84,13 @@ def prune(hyps: Build, train: Any) -> Callable[..., RunFolder]:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Values], None]:
     """Function that makes val_acc a function of the epoch."""
-    true = RetinaTrainer.evaluate
+    true = RetinaTrainer.measure
 
     def install(val_acc: Values) -> None:
-        def evaluate(self: Any, run: Any, split: Any) -> dict[str, float]:
-            return true(self, run, split) | {"acc": val_acc(run.epoch + 1)}
+        def measure(self: Any, run: Any, *given: Any) -> dict[str, float]:
+            return true(self, run, *given) | {"acc": val_acc(run.epoch + 1)}
 
-        monkeypatch.setattr(RetinaTrainer, "evaluate", evaluate)
+        monkeypatch.setattr(RetinaTrainer, "measure", measure)
 
     return install
 

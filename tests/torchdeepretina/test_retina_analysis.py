@@ -458,7 +458,7 @@ def test_a_run_records_what_its_cells_average(
         assert recorded[f"test_{name}"] == pytest.approx(
             expected[column], rel=1e-5, abs=1e-5
         ), name
-    monkeypatch.setattr("torchdeepretina.trainer.EVAL_BATCH_SIZE", 5)
+    monkeypatch.setattr("gridrun.training.trainer.EVAL_BATCH_SIZE", 5)
     (again,) = train([hyps])
     for name, value in strict(again.record)["test"].items():
         assert value == pytest.approx(recorded[name], rel=1e-5, abs=1e-6), name

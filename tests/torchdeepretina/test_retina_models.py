@@ -211,12 +211,14 @@ def test_map_sizes(
     given = {"bnorm_d": 2, **keys}
     model = build("torchdeepretina", name, 3, [(25, 25)] * 3, **given)
     sides: list[tuple[int, ...]] = []
-    watched = list(model.layers)
+    watched, forward = list(model.layers), model
     if isinstance(model.ganglion, nn.Conv2d):
         watched.append(model.ganglion)
+        forward = model.tiled_forward
     for module in watched:
         module.register_forward_hook(lambda *args: sides.append(args[2].shape[2:]))
-    model.eval()(torch.zeros(1, 40, 50, 50))
+    model.eval()
+    forward(torch.zeros(1, 40, 50, 50))
     assert sides == [(side, side) for side in expected]
 
 
