@@ -262,9 +262,11 @@ def make_specs(
 
 
 def _with_final_values(hyps: Hyperparams, library: Library) -> Hyperparams:
-    root, _ = data_root(hyps.data_root)
-    save = hyps.save_root if hyps.save_root is not None else str(Path.cwd())
-    final = {"data_root": root, "save_root": save, "library": library.name}
+    final: dict[str, Any] = {"library": library.name}
+    if hyps.data_root is None:
+        final["data_root"] = data_root(None)[0]
+    if hyps.save_root is None:
+        final["save_root"] = str(Path.cwd())
     if hyps.init_weights_path is not None:
         final["init_weights_path"] = str(kept_weights(hyps))
     return hyps.model_copy(update=final)

@@ -90,18 +90,27 @@ class PlannedRun:
         return ", ".join([*parts, f"repeat {self.spec.repeat}"])
 
 
-def plan_sweep(request: Request) -> Plan:
+def plan_sweep(
+    request: Request,
+    meanwhile: Callable[[SweepFolder, Sequence[Point]], None] | None = None,
+) -> Plan:
     """Check a request completely; writes nothing.
+
+    Args:
+        request: As read.
+        meanwhile: Called when the files are found sound, before torch is loaded.
 
     Raises:
         ConfigError, DataError: With every problem.
     """
     points = request.points()
-    effects = check_effects(request, points)
-    notices = [*effects.notices, *check_data(request, points)]
     hyps = points[0].hyps
     folder = SweepFolder(Path(hyps.save_root or ".").absolute() / hyps.exp_name)
     _refuse_other_folder(folder)
+    if meanwhile is not None:
+        meanwhile(folder, points)
+    effects = check_effects(request, points)
+    notices = [*effects.notices, *check_data(request, points)]
     return Plan(request, points, effects, folder, notices)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import signal
 import threading
@@ -13,10 +15,11 @@ from types import FrameType
 from typing import Any
 
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
-from gridrun.analysis.tables import write_tables
+from gridrun.analysis.tables import RunSummary, write_tables
 from gridrun.config import Hyperparams, varied
 from gridrun.errors import SweepStopped
 from gridrun.executors import Executor, Stopped
+from gridrun.executors.process import ProcessExecutor, SpareWorkers
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
 from gridrun.machine import n_usable_cores
 from gridrun.plan import (
@@ -27,7 +30,7 @@ from gridrun.plan import (
     settle,
 )
 from gridrun.planner import Job, plan_cohorts
-from gridrun.request import read_request
+from gridrun.request import Point, Request, read_request
 from gridrun.run import RunState
 from gridrun.store import SweepFolder, claim_holder
 from gridrun.tracking.progress import Progress
@@ -66,24 +69,71 @@ def run_sweep(
         SweepStopped: If a signal stopped it.
     """
     request = read_request(hyperparams, hyperranges, overrides, options)
-    plan = plan_sweep(request)
-    execute(plan, retry_failed=retry_failed, on_change=on_change, quiet=quiet)
-    return load_sweep(plan.folder.path)
+    found = run_request(request, retry_failed, on_change, quiet)
+    return load_sweep(found.folder.path)
 
 
-def execute(
-    plan: Plan,
-    *,
-    retry_failed: bool = False,
-    on_change: OnChange = "refuse",
-    quiet: bool = False,
-) -> Numbering:
-    """Train every run of a plan that is not finished; returns all its runs.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A request after training.
+
+    Args:
+        folder: The sweep's.
+        runs: Those of the request, as they are recorded.
+    """
+
+    folder: SweepFolder
+    runs: Sequence[RunSummary]
+
+
+def run_request(
+    request: Request, retry_failed: bool, on_change: OnChange, quiet: bool
+) -> Outcome:
+    """Train every run of a request that is not finished.
+
+    Args: as of `run_sweep`.
 
     Raises:
         ConfigError: If half-trained runs may not continue; nothing is written then.
         SweepStopped: If a signal stopped it; what was finished is kept.
     """
+    spare = SpareWorkers()
+    try:
+        plan = plan_sweep(request, functools.partial(start_early, spare))
+        return _execute(plan, spare, retry_failed, on_change, quiet)
+    finally:
+        spare.close()
+
+
+def start_early(
+    spare: SpareWorkers, folder: SweepFolder, points: Sequence[Point]
+) -> None:
+    """Start the workers of a new sweep before it is checked: loading torch takes long.
+
+    Not where a GPU may be, since only torch can tell how many there are.
+    """
+    hyps = points[0].hyps
+    may_be_gpu = hyps.device != "cpu" and Path("/dev/nvidiactl").exists()
+    if hyps.executor != "process" or may_be_gpu or folder.exists():
+        return
+    n_runs = sum(point.hyps.n_runs for point in points)
+    spare.start(min(n_cpu_workers(hyps), n_runs), hyps.threads)
+
+
+def n_cpu_workers(hyps: Hyperparams) -> int:
+    """Workers on a machine without GPUs."""
+    if hyps.workers != "auto":
+        return int(hyps.workers)
+    return max(n_usable_cores() // hyps.threads, 1)
+
+
+def _execute(
+    plan: Plan,
+    spare: SpareWorkers,
+    retry_failed: bool,
+    on_change: OnChange,
+    quiet: bool,
+) -> Outcome:
     for notice in () if quiet else plan.notices:
         logger.warning("%s", notice)
     changed: list[Change] = []
@@ -105,15 +155,17 @@ def execute(
             while todo := _due(numbering.runs, final, retried):
                 free = [run for run in todo if _holder(run) is None]
                 if free:
-                    _train(plan, free, final, stop, quiet)
+                    _train(plan, free, final, stop, quiet, spare)
                     retried |= {run.number for run in free}
                 else:
                     _wait_for(todo[0], stop)
         except Stopped:
             raise SweepStopped(stop.number) from None
         finally:
-            write_tables(plan.folder)
-    return numbering
+            everything = write_tables(plan.folder)
+    numbers = {run.number for run in numbering.runs}
+    runs = [one for one in everything if one.record["number"] in numbers]
+    return Outcome(plan.folder, runs)
 
 
 def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
@@ -162,6 +214,7 @@ def _train(
     final: Sequence[RunState],
     stop: StopSignals,
     quiet: bool,
+    spare: SpareWorkers,
 ) -> None:
     hyps = plan.hyps
     n_workers, devices = worker_places(hyps)
@@ -180,7 +233,7 @@ def _train(
             tables.refresh()
 
     try:
-        make_executor(hyps, n_workers, devices).run(jobs, report, stop)
+        make_executor(hyps, n_workers, devices, spare).run(jobs, report, stop)
     finally:
         progress.close()
 
@@ -212,11 +265,9 @@ def worker_places(hyps: Hyperparams) -> tuple[int, list[str]]:
 
     n_gpus = torch.cuda.device_count() if hyps.device == "auto" else 0
     devices = [f"cuda:{i}" for i in range(n_gpus)]
-    if hyps.workers != "auto":
-        return int(hyps.workers), devices
-    if devices or hyps.device.startswith("cuda"):
+    if hyps.workers == "auto" and (devices or hyps.device.startswith("cuda")):
         return max(len(devices), 1), devices
-    return max(n_usable_cores() // hyps.threads, 1), []
+    return n_cpu_workers(hyps), devices
 
 
 def make_jobs(
@@ -265,16 +316,16 @@ def _folder(run: PlannedRun) -> Path:
 
 
 def make_executor(
-    hyps: Hyperparams, n_workers: int, devices: Sequence[str]
+    hyps: Hyperparams, n_workers: int, devices: Sequence[str], spare: SpareWorkers
 ) -> Executor:
     """The executor that the keys name."""
     if hyps.executor == "serial":
         from gridrun.executors.serial import SerialExecutor
 
         return SerialExecutor()
-    from gridrun.executors.process import ProcessExecutor
-
-    return ProcessExecutor(n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s)
+    return ProcessExecutor(
+        n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s, spare
+    )
 
 
 class StopSignals:

@@ -287,14 +287,33 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def write_tables(sweep: SweepFolder) -> None:
-    """Derive results.csv and summary.csv from the run folders."""
+def write_tables(sweep: SweepFolder) -> list[RunSummary]:
+    """Derive results.csv and summary.csv from the run folders; returns the runs.
+
+    Where every run was finished before they were written they are left as they are.
+    """
     with sweep.locked():
         runs = read_runs(sweep)
+        if _are_final(sweep, runs):
+            return runs
         axes = axis_names(runs)
         rows = result_rows(runs, axes)
         write_durably(sweep.results, csv_text(rows))
         write_durably(sweep.summary, csv_text(summary_rows(runs, axes, rows)))
+    return runs
+
+
+def _are_final(sweep: SweepFolder, runs: Sequence[RunSummary]) -> bool:
+    """Whether the tables are of these runs, all ended before they were written."""
+    if not (sweep.results.exists() and sweep.summary.exists()):
+        return False
+    if sweep.results.read_bytes().count(b"\n") != len(runs) + 1:
+        return False
+    written = min(f.stat().st_mtime_ns for f in (sweep.results, sweep.summary))
+    return all(
+        run.state.is_final and run.folder.record.stat().st_mtime_ns < written
+        for run in runs
+    )
 
 
 def text_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:

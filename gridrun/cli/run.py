@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gridrun.cli import show
@@ -13,6 +13,7 @@ from gridrun.errors import ConfigError
 
 if TYPE_CHECKING:
     from gridrun.plan import Plan
+    from gridrun.sweep import Outcome
 
 KEY_OPTIONS = ("workers", "threads", "executor", "device", "save_root", "data_root")
 
@@ -82,7 +83,7 @@ def run(given: argparse.Namespace) -> int:
     """`gridrun run`."""
     from gridrun.plan import plan_sweep
     from gridrun.request import read_request
-    from gridrun.sweep import execute
+    from gridrun.sweep import run_request
 
     options = {
         name: value
@@ -90,30 +91,23 @@ def run(given: argparse.Namespace) -> int:
         if (value := getattr(given, name)) is not None
     }
     request = read_request(*split_inputs(given.inputs), options)
-    plan = plan_sweep(request)
     if given.dry_run:
-        return dry_run(plan)
-    numbering = execute(
-        plan,
-        retry_failed=given.retry_failed,
-        on_change=given.on_change,
-        quiet=given.quiet,
-    )
-    numbers = {planned.number for planned in numbering.runs}
-    return report_results(plan, numbers, given.quiet)
+        return dry_run(plan_sweep(request))
+    outcome = run_request(request, given.retry_failed, given.on_change, given.quiet)
+    return report_results(outcome, given.quiet)
 
 
-def report_results(plan: Plan, numbers: Collection[int], quiet: bool) -> int:
+def report_results(outcome: Outcome, quiet: bool) -> int:
     """Print the table of the request's runs; 1 if one failed."""
     from gridrun.analysis import tables
 
-    everything = tables.read_runs(plan.folder)
-    runs = [one for one in everything if one.record["number"] in numbers]
+    runs = outcome.runs
     if not quiet:
-        print(show.results_text(tables.result_rows(runs)[:MAX_ROWS]))
+        axes = tables.axis_names(runs)
+        print(show.results_text(tables.result_rows(runs[:MAX_ROWS], axes)))
         if len(runs) > MAX_ROWS:
             print(f"... {len(runs) - MAX_ROWS} more")
-        print(f"\n{plan.folder.path}: results.csv, summary.csv, one folder per run")
+        print(f"\n{outcome.folder.path}: results.csv, summary.csv, one folder per run")
     bad = [one for one in runs if one.state.value in ("failed", "diverged")]
     for one in bad:
         where = one.folder.failure if one.folder.failure.exists() else one.folder.path

@@ -35,6 +35,38 @@ class _Process:
         self.job = job
         self.connection.send(job)
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+class SpareWorkers:
+    """Workers that load what they need while their parent still checks the request."""
+
+    def __init__(self) -> None:
+        self._processes: list[_Process] = []
+        self._threads = 0
+
+    def start(self, n_workers: int, threads: int) -> None:
+        """Start workers, each with as many CPU threads."""
+        self._threads = threads
+        self._processes = [_Process(i, threads) for i in range(n_workers)]
+
+    def take(self, index: int, threads: int) -> _Process:
+        """A worker with that index: a spare one if there is, or a new one."""
+        if not self._processes or threads != self._threads:
+            return _Process(index, threads)
+        found = self._processes.pop()
+        found.index, found.heard_s = index, time.monotonic()
+        return found
+
+    def close(self) -> None:
+        """End those that nobody took."""
+        for one in self._processes:
+            one.end()
+        self._processes = []
+
 
 class ProcessExecutor:
     """The default executor.
@@ -44,6 +76,7 @@ class ProcessExecutor:
         devices: One a worker, in turn; the jobs' own where empty.
         max_attempts: Attempts in a row without a new epoch for runs whose worker died.
         hang_timeout_s: A worker silent for so long is killed.
+        spare: Workers that have been started already.
     """
 
     def __init__(
@@ -52,11 +85,13 @@ class ProcessExecutor:
         devices: Sequence[str] = (),
         max_attempts: int = 3,
         hang_timeout_s: float = 1800.0,
+        spare: SpareWorkers | None = None,
     ) -> None:
         self.n_workers = n_workers
         self.devices = devices
         self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
+        self.spare = spare or SpareWorkers()
         self._is_stopping = False
         self._deaths: dict[Path, tuple[int | None, int]] = {}
 
@@ -81,14 +116,13 @@ class ProcessExecutor:
                     self.n_workers, len(waiting) + _n_busy(workers)
                 ):
                     index = _free_index(workers.values())
-                    worker = _Process(index, waiting[0].threads)
+                    worker = self.spare.take(index, waiting[0].threads)
                     workers[worker.connection] = worker
                 self._listen(workers, waiting, report)
                 self._kill_hanging(workers)
         finally:
             for worker in workers.values():
-                worker.process.kill()
-                worker.process.wait()
+                worker.end()
         if self._is_stopping:
             raise Stopped
 

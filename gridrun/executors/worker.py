@@ -45,7 +45,9 @@ class Worker:
         """Train jobs until there are none."""
         from gridrun.training.cohort import Interrupted
         from gridrun.training.job import train_job
+        from gridrun.training.schedules import load_optimizers
 
+        load_optimizers()
         while (job := self.next_job()) is not None:
             try:
                 train_job(job, self.report, lambda: self.is_stopping)

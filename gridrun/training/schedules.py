@@ -46,6 +46,11 @@ def scheduler_names() -> list[str]:
     ]
 
 
+def load_optimizers() -> None:
+    """Let torch load what its first optimizer needs, which takes a second."""
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
 def make_optimizer(
     hyps: Hyperparams, parameters: Any, is_trial: bool = False
 ) -> Optimizer:

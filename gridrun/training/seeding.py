@@ -52,7 +52,9 @@ def seeded_globals(seed: int, use: str) -> Iterator[None]:
     with kept_globals():
         random.seed(number)
         np.random.seed(number % 2**32)
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(number)
         yield
 
 
@@ -65,6 +67,8 @@ class RunRandom:
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # its generator too
         self.generators = {use: generator(seed, use, device) for use in USES}
         self._numpy: Any = np.random.MT19937()
         with seeded_globals(seed, "global"):

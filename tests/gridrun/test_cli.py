@@ -223,7 +223,7 @@ def test_a_signal_has_its_exit_code(
     def stopped(*_: Any, **__: Any) -> None:
         raise SweepStopped(number)
 
-    monkeypatch.setattr("gridrun.sweep.execute", stopped)
+    monkeypatch.setattr("gridrun.sweep.run_request", stopped)
     found, _, err = call("run", *files)
     assert found == code
     assert "the same command continues" in err
@@ -237,7 +237,7 @@ def test_an_interrupt_while_checking_is_exit_code_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gridrun.plan.plan_sweep", interrupted)
+    monkeypatch.setattr("gridrun.sweep.plan_sweep", interrupted)
     assert call("run", *files) == (130, "", "")
 
 

@@ -928,3 +928,41 @@ def test_a_run_that_does_not_fit_alone_fails(
     for run in found.runs():
         assert run.record["state"] == "failed"
         assert "can't allocate memory" in run.record["error"]
+
+
+# --- workers that start before the request is checked -----------------------------
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The worker processes that this process starts."""
+    found: list[Any] = []
+    start = process_executor.start_child
+
+    def start_and_note(module: str, threads: int) -> Any:
+        process, connection = start(module, threads)
+        found.append(process)
+        return process, connection
+
+    monkeypatch.setattr(process_executor, "start_child", start_and_note)
+    return found
+
+
+def test_early_workers_end_with_a_refused_request(
+    places: Path, children: list[Any]
+) -> None:
+    """Nothing is left of them, and nothing is written."""
+    given = {**BASE[IMAGES], "executor": "process", "optimizer": "Adamm"}
+    with pytest.raises(ConfigError, match="did you mean 'Adam'"):
+        run_sweep({**given, "save_root": "refused"}, quiet=True)
+    assert [process.poll() for process in children] == [-9]
+    assert not (places / "refused").exists()
+
+
+def test_early_workers_train(places: Path, children: list[Any]) -> None:
+    """No others are started; for a sweep that is there none are before it is due."""
+    given = {**BASE[IMAGES], "executor": "process", "save_root": str(places / "early")}
+    for n_started in (1, 1):
+        run_sweep(given, quiet=True)
+        assert len(children) == n_started
+        assert all(process.poll() is not None for process in children)
