@@ -57,7 +57,6 @@ DIGITS: dict[str, Any] = {
     "mid_dims": 64,
     "dataset": "digits",
     "data_root": str(ROOT / "data"),
-    "augment": [],
     "batch_size": 64,
     "lr": 0.002,
     "l2": 0.0001,
@@ -191,4 +190,4 @@ def image_data(root: Path, n_train: int, side: int = 32) -> dict[str, Any]:
                 file[f"{split}/labels"] = labels.astype(np.int64)
             names = [f"pattern {i}" for i in range(10)]
             file.create_dataset("class_names", data=names, dtype=h5py.string_dtype())
-    return {"data_root": str(root), "dataset": name, "augment": []}
+    return {"data_root": str(root), "dataset": name, "augment": ["crop", "flip"]}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 DATA_KEYS = [
     *("data_root", "dataset", "stim_type", "img_shape", "cells", "convgc", "val_p"),
-    *("train_set_size", "val_set_size", "shuffle", "split_seed"),
+    *("train_set_size", "val_set_size", "shuffle", "split_seed", "augment"),
 ]
 
 
@@ -41,6 +44,66 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         start = self.starts[index]
         return self.stimulus[start : start + self.n_lags], self.targets[index]
+
+
+class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images that are augmented one by one when they are asked for, then normalised.
+
+    Args:
+        images: (N, C, H, W) float in [0, 1].
+        labels: (N,).
+        names: Of flip, crop and rotate, as the key `augment`.
+        mean, std: (C, 1, 1) of the training images.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.transforms = [TRANSFORMS[name] for name in names]
+        self.mean = mean
+        self.std = std
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.images[index]
+        for transform in self.transforms:
+            image = transform(image)
+        return (image - self.mean) / (self.std + 1e-7), self.labels[index]
+
+
+def flip(image: Tensor) -> Tensor:
+    """Mirrored, or not."""
+    return image.flip(-1) if random.random() < 0.5 else image
+
+
+def crop(image: Tensor) -> Tensor:
+    """A window of the padded image, of its size."""
+    height, width = image.shape[1:]
+    rows, columns = height // 8, width // 8
+    padded = F.pad(image, (columns, columns, rows, rows))
+    top, left = random.randint(0, 2 * rows), random.randint(0, 2 * columns)
+    return padded[:, top : top + height, left : left + width]
+
+
+def rotate(image: Tensor) -> Tensor:
+    """Turned by at most 20 degrees."""
+    angle = math.radians(random.uniform(-20, 20))
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
+    grid = F.affine_grid(turn, [1, *image.shape], align_corners=False)
+    return F.grid_sample(image[None], grid, align_corners=False)[0]
+
+
+TRANSFORMS = {"flip": flip, "crop": crop, "rotate": rotate}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +171,14 @@ def _images(settings: Mapping[str, Any]) -> Samples:
         torch.tensor(data.norm_stats[name])[:, None, None] for name in ("mean", "std")
     )
 
-    def pictures(split: Any) -> TensorDataset:
-        images = split.images[split.places].float() / 255
-        return TensorDataset((images - mean) / (std + 1e-7), split.labels)
+    def scaled(split: Any) -> Tensor:
+        found: Tensor = split.images[split.places].float() / 255
+        return found
 
-    return Samples(pictures(data.train), pictures(data.val), data.info.n_units)
+    val = TensorDataset((scaled(data.val) - mean) / (std + 1e-7), data.val.labels)
+    names = data.info.labels["augment"]
+    train = AugmentedImages(scaled(data.train), data.train.labels, names, mean, std)
+    if not names:
+        whole = (train.images - mean) / (std + 1e-7)
+        return Samples(TensorDataset(whole, train.labels), val, data.info.n_units)
+    return Samples(train, val, data.info.n_units)

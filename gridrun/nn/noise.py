@@ -37,7 +37,7 @@ class GaussianNoise(RandomModule):
         if not self.training or self.std == 0:
             return x
         noise = torch.empty_like(x).normal_(0.0, self.std, generator=self.generator)
-        return x + noise
+        return noise.add_(x)
 
     def extra_repr(self) -> str:
         return f"std={self.std}"

@@ -40,7 +40,7 @@ from gridrun.training.data import (
 from gridrun.training.losses import is_finite
 from gridrun.training.seeding import epoch_order, kept_globals
 
-EVAL_BATCH_SIZE = 500
+EVAL_BATCH_SIZE = 128
 Terms = dict[str, Tensor]
 
 
