@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -23,6 +24,19 @@ COMMAND = (
     "sys.stderr.write('torch imported\\n' if 'torch' in sys.modules else ''); "
     "sys.exit(code)",
 )
+
+# a small process between: the peak memory of a child starts with that of its parent
+MEASURE = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall_s = time.perf_counter() - started
+code = process.returncode = os.waitstatus_to_exitcode(status)
+cpu_s = usage.ru_utime + usage.ru_stime
+with open(sys.argv[1], "w") as file:
+    json.dump([wall_s, cpu_s, usage.ru_maxrss, code], file)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +90,21 @@ def run_command(
 ) -> Finished:
     """Run a command to its end and measure it, start-up included."""
     given = os.environ | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        process = subprocess.Popen(arguments, stdout=out, stderr=err, env=given)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        tempfile.NamedTemporaryFile() as figures,
+    ):
+        command = [sys.executable, "-S", "-c", MEASURE, figures.name, *arguments]
+        subprocess.run(command, stdout=out, stderr=err, env=given, check=True)
+        wall_s, cpu_s, peak, code = json.loads(figures.read())
         out.seek(0)
         err.seek(0)
         return Finished(
             wall_s=wall_s,
-            cpu_s=usage.ru_utime + usage.ru_stime,
-            peak_mib=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-            code=process.returncode,
+            cpu_s=cpu_s,
+            peak_mib=peak / (2**20 if sys.platform == "darwin" else 2**10),
+            code=code,
             stdout=out.read().decode(errors="replace"),
             stderr=err.read().decode(errors="replace"),
         )

@@ -42,13 +42,18 @@ def temporary(path: Path) -> Path:
 
 def write_durably(path: Path, content: bytes | str) -> None:
     """Replace a file as a whole: after a crash it is the old one or the new one."""
+    replace_file(path, content)
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """The same; on disk once the folder is synced."""
     data = content.encode() if isinstance(content, str) else content
     halfway = temporary(path)
     with halfway.open("wb", buffering=0) as file:
         _write_all(file, data)
         os.fsync(file.fileno())
     halfway.replace(path)
-    sync_folder(path.parent)
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
@@ -354,7 +359,7 @@ class RunFolder:
             self.checkpoints.mkdir()
             sync_folder(self.path)
         path = self.checkpoint_path(epoch)
-        write_durably(path, content)
+        replace_file(path, content)  # the index' write syncs the folder for both
         index = self.read_index()
         files = index["files"]
         digest = hashlib.sha256(content).hexdigest()

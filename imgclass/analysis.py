@@ -47,7 +47,7 @@ class Predictions:
 
 
 def predict(model: nn.Module, hyps: ImageHyperparams, split: str) -> Predictions:
-    """Predict all images of a split.
+    """Predict all images of a split; of a bootstrap replicate, each image once.
 
     Args:
         model: In eval mode, on the CPU.
@@ -60,7 +60,8 @@ def predict(model: nn.Module, hyps: ImageHyperparams, split: str) -> Predictions
     """
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, got {split!r}")
-    data = datas.open_data(hyps, torch.device("cpu"))
+    whole = hyps.model_copy(update={"bootstrap_index": None})
+    data = datas.open_data(whole, torch.device("cpu"))
     images = cast(datas.Images, getattr(data, split))
     normalise = Normaliser.load(data.norm_stats)
     dtype = next(model.parameters()).dtype

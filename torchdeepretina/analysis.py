@@ -76,7 +76,7 @@ class Predictions:
 
 
 def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Predictions:
-    """Predict all windows of a split.
+    """Predict all windows of a split; of a bootstrap replicate, each window once.
 
     Args:
         model: In eval mode, on the CPU.
@@ -89,7 +89,8 @@ def predict(model: nn.Module, hyps: RetinaHyperparams, split: str) -> Prediction
     """
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, got {split!r}")
-    data = datas.open_data(hyps, torch.device("cpu"))
+    whole = hyps.model_copy(update={"bootstrap_index": None})
+    data = datas.open_data(whole, torch.device("cpu"))
     windows = cast(Windows, getattr(data, split))
     retina: Any = model
     dtype = next(model.parameters()).dtype
@@ -181,11 +182,16 @@ def plot_predictions(
         cells: Numbers of recorded cells; None: the first four.
         first_s: Start, seconds from the first target bin.
         duration_s: Length shown, seconds.
+
+    Raises:
+        ConfigError: For a cell that was not predicted.
     """
     from matplotlib.figure import Figure
 
     one = predictions
     chosen = cells if cells is not None else one.cells[:4]
+    if unknown := [cell for cell in chosen if cell not in one.cells]:
+        raise ConfigError(f"cells: {unknown} not predicted; there are {one.cells}")
     r = one.pearson()
     time_s = one.time_s - one.time_s[0]
     shown = (time_s >= first_s) & (time_s < first_s + duration_s)

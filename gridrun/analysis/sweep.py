@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gridrun.analysis import tables
-from gridrun.errors import CheckpointError, StoreError
+from gridrun.errors import CheckpointError, ConfigError, StoreError
 from gridrun.plugins import Library, library_of
 from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder, read_record
@@ -99,7 +99,15 @@ class Run:
         from gridrun.training.checkpoint import from_bytes
 
         if epoch == "pruned":
-            return _read_checkpoint(self.folder.path / "pruned_model.pt")
+            path = self.folder.path / "pruned_model.pt"
+            if not path.exists():
+                text = "no pruned model (of runs with prune and zero_bias, when done)"
+                raise CheckpointError(f"{self.folder.path}: {text}")
+            return _read_checkpoint(path)
+        if isinstance(epoch, str) and epoch not in ("best", "last"):
+            raise ConfigError(
+                f"epoch: expected best, last, pruned or a number, got {epoch!r}"
+            )
         index = self.folder.read_index()
         number = index[epoch] if isinstance(epoch, str) else epoch
         if number is None:

@@ -52,12 +52,15 @@ def _status_row(one: RunSummary, axes: Sequence[str]) -> Row:
     is_max = monitor == "val_acc" or str(one.hyps["monitor"]).endswith(":max")
     best = (max if is_max else min)(values) if values else None
     n_done = int(one.epochs[-1]["epoch"]) if one.epochs else 0
+    n_epochs = one.hyps["n_epochs"]
     return {
         "run": one.record["number"],
         "state": one.state.value,
         "repeat": one.record["repeat"],
         **{name: tables.cell(tables.axis_value(one, name)) for name in axes},
-        "epoch": f"{n_done}/{one.hyps['n_epochs']}",
+        "epoch": f"{n_done}/{n_epochs}"
+        if n_done <= n_epochs
+        else f"{n_done} (pruning)",
         f"best {monitor}": best,
         "error": one.record.get("error"),
     }

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -123,6 +123,7 @@ class LiveRun:
         self.metrics: dict[str, float] = {}
         self.time_s = 0.0
         self.state = RunState.RUNNING
+        self._log: TextIO | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -195,6 +196,9 @@ class LiveRun:
         self.write_record()
         reason = f": {error}" if error else ""
         self.log(f"{state.value} after epoch {self.epoch}{reason}")
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         self.claim.release()
 
     def note(self, **facts: Any) -> None:
@@ -207,8 +211,9 @@ class LiveRun:
 
     def log(self, text: str) -> None:
         """Add a line to the run's log.txt."""
-        with self.folder.log.open("a", encoding="utf-8") as file:
-            file.write(f"{now()} {text}\n")
+        if self._log is None:
+            self._log = self.folder.log.open("a", encoding="utf-8", buffering=1)
+        self._log.write(f"{now()} {text}\n")
 
     def build(self, make_model: Callable[[], nn.Module]) -> None:
         """Make model, optimizer and scheduler from the run's own seed.

@@ -101,22 +101,22 @@ class RunRandom:
 
     def state(self) -> dict[str, Any]:
         """Everything as tensors, numbers and text, for a checkpoint."""
-        states: dict[str, Any] = {
-            use: one.get_state() for use, one in self.generators.items()
-        }
+        own = torch.stack([one.get_state() for one in self.generators.values()])
         version, numbers, gauss = self._globals.python
         words = self._numpy.state["state"]
-        states["python"] = [version, torch.tensor(numbers), gauss]
-        states["numpy"] = [
-            torch.from_numpy(words["key"].astype(np.int64)),
-            words["pos"],
-        ]
-        return states | {"torch": self._globals.torch, "cuda": self._globals.cuda}
+        return {
+            "generators": own,
+            "python": [version, torch.tensor(numbers), gauss],
+            "numpy": [torch.from_numpy(words["key"].astype(np.int64)), words["pos"]],
+            "torch": self._globals.torch,
+            "cuda": self._globals.cuda,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a state."""
-        for use, one in self.generators.items():
-            one.set_state(state[use])
+        states = state["generators"]
+        for one, own in zip(self.generators.values(), states, strict=True):
+            one.set_state(own.clone())
         version, numbers, gauss = state["python"]
         python = (version, tuple(numbers.tolist()), gauss)
         keys, position = state["numpy"]

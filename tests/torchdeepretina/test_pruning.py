@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gridrun.analysis.sweep import Run, load_model
 from gridrun.config import complete
-from gridrun.errors import CheckpointError
+from gridrun.errors import CheckpointError, ConfigError
 from gridrun.nn import LinearStackedConv2d
 from gridrun.planner import cohort_key
 from gridrun.plugins import libraries
@@ -1074,8 +1074,10 @@ def test_without_zero_bias_no_smaller_model_is_written(
     stub(rising)
     folder = prune(zero_bias=False, chans=[2], ksizes=[3])
     assert not (folder.path / "pruned_model.pt").exists()
-    with pytest.raises(CheckpointError, match=r"pruned_model\.pt"):
+    with pytest.raises(CheckpointError, match="no pruned model"):
         load_model(folder.path, "pruned")
+    with pytest.raises(ConfigError, match="epoch: expected best, last, pruned or"):
+        load_model(folder.path, cast(Any, "first"))
     notices = dict(hyps(zero_bias=False).notices())
     assert "pruned_model.pt" in notices["zero_bias"]
     assert "zero_bias" not in dict(hyps().notices())

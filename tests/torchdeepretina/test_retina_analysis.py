@@ -24,6 +24,7 @@ from torchdeepretina.analysis import (
     cell_metrics,
     onehot_places,
     plot_onehot,
+    plot_predictions,
     plot_pruning,
     predict,
     pruning_steps,
@@ -269,6 +270,23 @@ def test_an_unknown_split_is_refused(
     """Only train, val and test can be predicted."""
     with pytest.raises(ConfigError, match="split: expected train, val or test"):
         predict(torch.nn.Identity(), retina_hyps(recording), "validation")
+
+
+def test_a_replicate_s_training_windows_are_predicted_once_each(
+    predicted: Callable[..., Predictions],
+) -> None:
+    """Not as its bootstrap drew them."""
+    expected, found = predicted("train"), predicted("train", bootstrap_index=3)
+    np.testing.assert_array_equal(found.time_s, expected.time_s)
+    np.testing.assert_array_equal(found.targets, expected.targets)
+
+
+def test_only_predicted_cells_are_plotted(
+    predicted: Callable[..., Predictions],
+) -> None:
+    """The error names those that there are."""
+    with pytest.raises(ConfigError, match=r"cells: \[9\] not predicted; there are"):
+        plot_predictions(predicted(), cells=[0, 9])
 
 
 @pytest.mark.parametrize("size", [1, 7, 593, 10_000])
