@@ -286,11 +286,11 @@ def test_data_that_changed_between_sweeps_are_read_anew(tmp_path: Path) -> None:
 def test_a_run_of_one_epoch_makes_few_syncs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """run.json twice, metrics, checkpoint and index once; each with its folder."""
+    """run.json twice, metrics, checkpoint and index once; and their folders."""
     settled(tmp_path)
     files: list[str] = []
     n_syncs = 0
-    write, fsync = store.write_durably, os.fsync
+    write, fsync = store.replace_file, os.fsync
 
     def spy_write(path: Path, content: bytes | str) -> None:
         files.append(path.name)
@@ -301,7 +301,7 @@ def test_a_run_of_one_epoch_makes_few_syncs(
         n_syncs += 1
         fsync(descriptor)
 
-    monkeypatch.setattr(store, "write_durably", spy_write)
+    monkeypatch.setattr(store, "replace_file", spy_write)
     monkeypatch.setattr(os, "fsync", spy_fsync)
     (run,) = settled(tmp_path).runs
     files.clear()
@@ -310,7 +310,8 @@ def test_a_run_of_one_epoch_makes_few_syncs(
     path = str(run.folder.path)
     train_job(Job("imgclass", (path,), (hyps,), threads=1, device="cpu"))
     assert files == ["run.json", "epoch_0001.pt", "index.json", "run.json"]
-    assert n_syncs == 11  # these with their folders, metrics.csv, two new names
+    assert n_syncs == 10  # these, run.json's folder twice, the checkpoints' once,
+    # metrics.csv, two new names
     assert run.folder.state() is RunState.DONE
 
 
