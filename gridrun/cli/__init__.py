@@ -7,7 +7,6 @@ or data, with nothing written; 130, 143, 140 stopped by SIGINT, SIGTERM, SIGUSR2
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.command == "run":
         given.inputs += rest
-    gc.set_threshold(50_000, 20, 100)  # thousands of runs are no garbage
     level = logging.INFO if given.command == "data" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     try:
