@@ -47,6 +47,14 @@ IMAGES: Mapping[str, Any] = {
     "n_epochs": 2,
     "lr": 0.01,
 }
+OF_MOVIE: Mapping[str, Any] = {  # of the recordings that `write_recording` makes
+    "model_type": "VaryModel",
+    "dataset": "rec",
+    "stim_type": "movie",
+    "img_shape": [4, 8, 8],
+    "chans": [2],
+    "ksizes": [5, 4],
+}
 BASES: Mapping[str, Mapping[str, Any]] = {"torchdeepretina": RETINA, "imgclass": IMAGES}
 
 

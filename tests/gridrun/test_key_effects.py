@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from strategies import OF_MOVIE
 from torch import Tensor
 
 import gridrun.executors.process as process_executor
@@ -39,16 +40,7 @@ COMMON: dict[str, Any] = {
     "workers": 1,
 }
 BASE: dict[str, dict[str, Any]] = {
-    RETINA: COMMON
-    | {
-        "model_type": "VaryModel",
-        "dataset": "rec",
-        "stim_type": "movie",
-        "img_shape": [4, 8, 8],
-        "chans": [2],
-        "ksizes": [5, 4],
-        "batch_size": 32,
-    },
+    RETINA: COMMON | dict(OF_MOVIE) | {"batch_size": 32},
     IMAGES: COMMON
     | {
         "model_type": "SmallNet",

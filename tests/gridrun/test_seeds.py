@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IMAGES as IMAGE_KEYS
-from strategies import completed, problems_of
+from strategies import OF_MOVIE, completed, problems_of
 from torch import Tensor
 
 from gridrun.effects import check_effects, make_specs
@@ -38,16 +38,7 @@ COMMON: dict[str, Any] = {
     "workers": 1,
 }
 KEYS: dict[str, dict[str, Any]] = {
-    RETINA: COMMON
-    | {
-        "model_type": "VaryModel",
-        "dataset": "rec",
-        "stim_type": "movie",
-        "img_shape": [4, 8, 8],
-        "chans": [2],
-        "ksizes": [5, 4],
-        "batch_size": 64,
-    },
+    RETINA: COMMON | dict(OF_MOVIE) | {"batch_size": 64},
     IMAGES: COMMON
     | {
         "model_type": "SmallNet",
