@@ -103,21 +103,18 @@ def compared(
             "gflop_direct": n_operations / 1e9,
         },
     )
-    if values.get("drop_p"):
-        return
+    if not values.get("drop_p"):
+        yield from agreement(name, values)
+
+
+def agreement(name: str, values: Mapping[str, Any]) -> Iterator[Row]:
+    """How far loss and gradients are from the peer's, without noise."""
     loss, _ = differences({**values, "precision": "float32"})
-    yield Row(
-        GROUP, f"{name}: loss, float32, relative difference", loss, "", "<=", 1e-5
-    )
+    text = f"{name}: loss, float32, relative difference"
+    yield Row(GROUP, text, loss, "", "<=", 1e-5)
     _, gradient = differences({**values, "precision": "float64"})
-    yield Row(
-        GROUP,
-        f"{name}: gradients, float64, relative difference",
-        gradient,
-        "",
-        "<=",
-        1e-9,
-    )
+    text = f"{name}: gradients, float64, relative difference"
+    yield Row(GROUP, text, gradient, "", "<=", 1e-9)
 
 
 def interleaved(

@@ -7,6 +7,7 @@ over samples and channels (Mathieu, Henaff and LeCun 2014, ICLR).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, Literal
 
@@ -200,7 +201,7 @@ def faster_method(
     return "fourier" if fourier < direct else "direct"
 
 
-class EitherMethod(nn.Module):
+class EitherMethod(nn.Module, abc.ABC):
     """A layer of stride 1 without padding whose convolution has two methods.
 
     `method` is auto, direct or fourier, as the key `conv_method`; `size` (H, W) of
@@ -212,13 +213,13 @@ class EitherMethod(nn.Module):
     size: tuple[int, int] | None = None
     from_data: bool = False
 
+    @abc.abstractmethod
     def macs(self, size: tuple[int, int]) -> int:
         """Multiplications of the direct method per sample and output channel."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chans(self) -> tuple[int, int]:
         """Input and output channels."""
-        raise NotImplementedError
 
     @property
     def chosen_method(self) -> Method:

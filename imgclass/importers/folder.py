@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -106,32 +106,13 @@ def read_folder(
     """
     entries, class_names = _list(folder, test_p)
     facts = [*_inspect([entry.path for entry in entries], progress)]
-    problems = [
-        f"{entry.path}: {fact.unusable}"
-        for entry, fact in zip(entries, facts, strict=True)
-        if fact.unusable
-    ]
-    corrupt = {
-        entry.path: fact.corrupt
-        for entry, fact in zip(entries, facts, strict=True)
-        if fact.corrupt
-    }
-    if not skip_corrupt:
-        problems += [f"{path}: corrupt: {why}" for path, why in corrupt.items()]
-        if corrupt:
-            problems.append(
-                f"{folder}: {len(corrupt):,} corrupt of {len(entries):,} pictures; "
-                "mend them, or leave them out with --skip-corrupt"
-            )
-    if problems:
+    looked_at = list(zip(entries, facts, strict=True))
+    corrupt = {one.path: fact.corrupt for one, fact in looked_at if fact.corrupt}
+    if problems := _problems(folder, looked_at, skip_corrupt):
         raise DataError(problems)
     for path, why in corrupt.items():
         logger.warning("%s: left out, corrupt: %s", path, why)
-    kept = [
-        (entry, fact)
-        for entry, fact in zip(entries, facts, strict=True)
-        if fact.size is not None
-    ]
+    kept = [(one, fact) for one, fact in looked_at if fact.size is not None]
     if not kept:
         raise DataError(f"{folder}: no picture could be decoded; expected some")
     height, width = _common_size(folder, [fact for _, fact in kept], side)
@@ -156,15 +137,34 @@ def read_folder(
             f"{split}/paths": [_relative(one.path, folder) for one in by_split[split]]
             for split in SPLITS
         },
-        attributes={
-            "skipped": json.dumps(
-                {_relative(path, folder): why for path, why in corrupt.items()},
-                ensure_ascii=False,
-            )
-        }
-        if corrupt
-        else {},
+        attributes=_skipped(folder, corrupt),
     )
+
+
+def _problems(
+    folder: Path, looked_at: Sequence[tuple[Entry, Facts]], skip_corrupt: bool
+) -> list[str]:
+    """What forbids to read the pictures, a line each."""
+    problems = [
+        f"{one.path}: {fact.unusable}" for one, fact in looked_at if fact.unusable
+    ]
+    corrupt = [(one.path, fact.corrupt) for one, fact in looked_at if fact.corrupt]
+    if skip_corrupt or not corrupt:
+        return problems
+    return [
+        *problems,
+        *(f"{path}: corrupt: {why}" for path, why in corrupt),
+        f"{folder}: {len(corrupt):,} corrupt of {len(looked_at):,} pictures; "
+        "mend them, or leave them out with --skip-corrupt",
+    ]
+
+
+def _skipped(folder: Path, corrupt: Mapping[Path, str]) -> dict[str, str]:
+    """The attribute that lists pictures left out; none if there are none."""
+    if not corrupt:
+        return {}
+    reasons = {_relative(path, folder): why for path, why in corrupt.items()}
+    return {"skipped": json.dumps(reasons, ensure_ascii=False)}
 
 
 class PictureArray:
