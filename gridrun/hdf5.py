@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridrun.config import data_root, suggest
+from gridrun.durable import sha256_of_file
 from gridrun.errors import DataError
 from gridrun.machine import available_memory
-from gridrun.store import sha256_of_file
 
 logger = logging.getLogger(__name__)
 CHUNK_BYTES = 2**24

@@ -21,6 +21,7 @@ from typing import Any
 
 import gridrun
 from gridrun.config import Hyperparams, shown
+from gridrun.durable import read_record, write_durably, write_json
 from gridrun.effects import (
     Effects,
     check_data,
@@ -37,9 +38,6 @@ from gridrun.store import (
     RunFolder,
     SweepFolder,
     assign_numbers,
-    read_record,
-    write_durably,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, shown
+from gridrun.durable import write_durably
 from gridrun.nn import Spectrum, central_place, field_side, semantic_loss
-from gridrun.store import write_durably
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Diverged, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split

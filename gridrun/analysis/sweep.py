@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gridrun.analysis import tables
+from gridrun.durable import read_record
 from gridrun.errors import CheckpointError, ConfigError, StoreError
 from gridrun.plugins import Library, library_of
 from gridrun.run import RunState
-from gridrun.store import RunFolder, SweepFolder, read_record
+from gridrun.store import RunFolder, SweepFolder
 
 if TYPE_CHECKING:
     import pandas as pd

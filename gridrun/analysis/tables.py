@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from gridrun.config import complete, get_nested, keys_of, suggest, varied, varying
+from gridrun.durable import read_record, write_durably
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plugins import libraries, library_of
 from gridrun.run import RunState
-from gridrun.store import RunFolder, SweepFolder, read_record, write_durably
+from gridrun.store import RunFolder, SweepFolder
 
 logger = logging.getLogger(__name__)
 CONFIDENCE = 0.95

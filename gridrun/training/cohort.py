@@ -17,15 +17,10 @@ import torch
 from torch import nn
 
 from gridrun.config import Hyperparams
+from gridrun.durable import read_record, remove_temporaries, write_json
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunState
-from gridrun.store import (
-    Claim,
-    RunFolder,
-    read_record,
-    remove_temporaries,
-    write_json,
-)
+from gridrun.store import Claim, RunFolder
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.schedules import make_optimizer, make_scheduler
 from gridrun.training.seeding import RunRandom, seeded_globals

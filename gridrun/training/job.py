@@ -17,11 +17,12 @@ import torch
 
 import gridrun
 from gridrun.config import Hyperparams
+from gridrun.durable import sha256_of_file
 from gridrun.errors import ConfigError, DataError
 from gridrun.planner import Job
 from gridrun.plugins import Library, libraries
 from gridrun.run import RunState
-from gridrun.store import RunFolder, sha256_of_file
+from gridrun.store import RunFolder
 from gridrun.training.cohort import (
     CohortTooLarge,
     LiveRun,

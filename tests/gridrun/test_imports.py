@@ -27,6 +27,7 @@ WITHOUT_TORCH = (
     "gridrun.readers",
     "gridrun.request",
     "gridrun.run",
+    "gridrun.durable",
     "gridrun.store",
     "gridrun.sweep",
     "gridrun.analysis.tables",

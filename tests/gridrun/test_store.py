@@ -22,7 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IMAGES, completed
 
-from gridrun import store
+from gridrun import durable, store
+from gridrun.durable import (
+    read_record,
+    remove_temporaries,
+    sha256_of_file,
+    write_durably,
+    write_json,
+)
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.plan import plan_sweep, settle
 from gridrun.request import read_request
@@ -33,11 +40,6 @@ from gridrun.store import (
     SweepFolder,
     assign_numbers,
     claim_holder,
-    read_record,
-    remove_temporaries,
-    sha256_of_file,
-    write_durably,
-    write_json,
 )
 
 
@@ -129,7 +131,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     code = (
-        "import os, pathlib, sys; from gridrun.store import write_durably\n"
+        "import os, pathlib, sys; from gridrun.durable import write_durably\n"
         "os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
         "write_durably(pathlib.Path(sys.argv[1]), 'new' * 10**6)"
     )
@@ -684,7 +686,7 @@ def test_run_folders_are_on_disk_before_they_get_their_names(
 ) -> None:
     """Every file and folder is synced, singly or as a file system, then all renamed."""
     steps: list[str] = []
-    fsync, rename, library = os.fsync, os.rename, store._c_library()
+    fsync, rename, library = os.fsync, os.rename, durable._c_library()
 
     def spy_fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").resolve()
@@ -701,8 +703,8 @@ def test_run_folders_are_on_disk_before_they_get_their_names(
             steps.append("everything")
             return int(library.syncfs(descriptor))
 
-    monkeypatch.setattr(store, "MAX_SINGLE_SYNCS", limit)
-    monkeypatch.setattr(store, "_c_library", Library)
+    monkeypatch.setattr(durable, "MAX_SINGLE_SYNCS", limit)
+    monkeypatch.setattr(durable, "_c_library", Library)
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "rename", spy_rename)
     made = sweep.create_runs({n: spec_of(lr=0.1 * n) for n in (1, 2)})
@@ -725,8 +727,8 @@ def test_a_sync_that_fails_is_an_error(
             ctypes.set_errno(errno.EIO)
             return -1
 
-    monkeypatch.setattr(store, "MAX_SINGLE_SYNCS", 0)
-    monkeypatch.setattr(store, "_c_library", Library)
+    monkeypatch.setattr(durable, "MAX_SINGLE_SYNCS", 0)
+    monkeypatch.setattr(durable, "_c_library", Library)
     with pytest.raises(OSError, match="Input/output"):
         sweep.create_run(0, spec_of())
     assert numbers(sweep) == []

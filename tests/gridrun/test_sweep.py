@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import pytest
 
-from gridrun import store
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plan import Numbering, Plan, plan_sweep, settle
 from gridrun.planner import Job
@@ -290,18 +289,18 @@ def test_a_run_of_one_epoch_makes_few_syncs(
     settled(tmp_path)
     files: list[str] = []
     n_syncs = 0
-    write, fsync = store.replace_file, os.fsync
+    replace, fsync = os.replace, os.fsync
 
-    def spy_write(path: Path, content: bytes | str) -> None:
+    def spy_replace(halfway: Path, path: Path) -> None:
         files.append(path.name)
-        write(path, content)
+        replace(halfway, path)
 
     def spy_fsync(descriptor: int) -> None:
         nonlocal n_syncs
         n_syncs += 1
         fsync(descriptor)
 
-    monkeypatch.setattr(store, "replace_file", spy_write)
+    monkeypatch.setattr(os, "replace", spy_replace)
     monkeypatch.setattr(os, "fsync", spy_fsync)
     (run,) = settled(tmp_path).runs
     files.clear()
