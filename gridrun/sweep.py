@@ -20,7 +20,8 @@ from gridrun.analysis.tables import RunSummary, write_tables
 from gridrun.config import Hyperparams, varied
 from gridrun.errors import SweepStopped
 from gridrun.executors import Executor, Stopped
-from gridrun.executors.process import ProcessExecutor, SpareWorkers
+from gridrun.executors.fork_server import ForkServer
+from gridrun.executors.process import ProcessExecutor
 from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
 from gridrun.machine import n_usable_cores
 from gridrun.plan import (
@@ -98,13 +99,13 @@ def run_request(
         ConfigError: If half-trained runs may not continue; nothing is written then.
         SweepStopped: If a signal stopped it; what was finished is kept.
     """
-    spare = SpareWorkers()
+    server = ForkServer(request.library.name)
     try:
         with few_collections():
-            plan = plan_sweep(request, functools.partial(start_early, spare))
-            return _execute(plan, spare, retry_failed, on_change, quiet)
+            plan = plan_sweep(request, functools.partial(start_early, server))
+            return _execute(plan, server, retry_failed, on_change, quiet)
     finally:
-        spare.close()
+        server.close()
 
 
 @contextlib.contextmanager
@@ -119,18 +120,12 @@ def few_collections() -> Iterator[None]:
 
 
 def start_early(
-    spare: SpareWorkers, folder: SweepFolder, points: Sequence[Point]
+    server: ForkServer, folder: SweepFolder, points: Sequence[Point]
 ) -> None:
-    """Start the workers of a new sweep before it is checked: loading torch takes long.
-
-    Not where a GPU may be, since only torch can tell how many there are.
-    """
+    """Load what a new sweep needs while it is checked: loading torch takes long."""
     hyps = points[0].hyps
-    may_be_gpu = hyps.device != "cpu" and Path("/dev/nvidiactl").exists()
-    if hyps.executor != "process" or may_be_gpu or folder.exists():
-        return
-    n_runs = sum(point.hyps.n_runs for point in points)
-    spare.start(min(n_cpu_workers(hyps), n_runs), hyps.threads)
+    if hyps.executor == "process" and not folder.exists():
+        server.start(hyps.threads)
 
 
 def n_cpu_workers(hyps: Hyperparams) -> int:
@@ -142,7 +137,7 @@ def n_cpu_workers(hyps: Hyperparams) -> int:
 
 def _execute(
     plan: Plan,
-    spare: SpareWorkers,
+    server: ForkServer,
     retry_failed: bool,
     on_change: OnChange,
     quiet: bool,
@@ -168,7 +163,7 @@ def _execute(
             while todo := _due(numbering.runs, final, retried):
                 free = [run for run in todo if _holder(run) is None]
                 if free:
-                    _train(plan, free, final, stop, quiet, spare)
+                    _train(plan, free, final, stop, quiet, server)
                     retried |= {run.number for run in free}
                 else:
                     _wait_for(todo[0], stop)
@@ -227,7 +222,7 @@ def _train(
     final: Sequence[RunState],
     stop: StopSignals,
     quiet: bool,
-    spare: SpareWorkers,
+    server: ForkServer,
 ) -> None:
     hyps = plan.hyps
     n_workers, devices = worker_places(hyps)
@@ -246,7 +241,7 @@ def _train(
             tables.refresh()
 
     try:
-        make_executor(hyps, n_workers, devices, spare).run(jobs, report, stop)
+        make_executor(hyps, n_workers, devices, server).run(jobs, report, stop)
     finally:
         progress.close()
 
@@ -329,7 +324,7 @@ def _folder(run: PlannedRun) -> Path:
 
 
 def make_executor(
-    hyps: Hyperparams, n_workers: int, devices: Sequence[str], spare: SpareWorkers
+    hyps: Hyperparams, n_workers: int, devices: Sequence[str], server: ForkServer
 ) -> Executor:
     """The executor that the keys name."""
     if hyps.executor == "serial":
@@ -337,7 +332,7 @@ def make_executor(
 
         return SerialExecutor()
     return ProcessExecutor(
-        n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s, spare
+        server, n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s
     )
 
 

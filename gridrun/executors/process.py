@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from gridrun.child import start_child
 from gridrun.executors import Stopped
+from gridrun.executors.fork_server import ForkServer
 from gridrun.planner import Job
 from gridrun.run import RunState
 from gridrun.store import Claim, RunFolder
@@ -23,11 +23,11 @@ FINAL_STATES = [state.value for state in RunState if state.is_final]
 
 
 class _Process:
-    """One worker: a fresh interpreter and a connection to it."""
+    """One worker and the connection to it."""
 
-    def __init__(self, index: int, threads: int) -> None:
+    def __init__(self, index: int, server: ForkServer, threads: int) -> None:
         self.index = index
-        self.process, self.connection = start_child("gridrun.executors.worker", threads)
+        self.process, self.connection = server.start_worker(threads)
         self.job: Job | None = None
         self.heard_s = time.monotonic()
 
@@ -41,57 +41,30 @@ class _Process:
         self.connection.close()
 
 
-class SpareWorkers:
-    """Workers that load what they need while their parent still checks the request."""
-
-    def __init__(self) -> None:
-        self._processes: list[_Process] = []
-        self._threads = 0
-
-    def start(self, n_workers: int, threads: int) -> None:
-        """Start workers, each with as many CPU threads."""
-        self._threads = threads
-        self._processes = [_Process(i, threads) for i in range(n_workers)]
-
-    def take(self, index: int, threads: int) -> _Process:
-        """A worker with that index: a spare one if there is, or a new one."""
-        if not self._processes or threads != self._threads:
-            return _Process(index, threads)
-        found = self._processes.pop()
-        found.index, found.heard_s = index, time.monotonic()
-        return found
-
-    def close(self) -> None:
-        """End those that nobody took."""
-        for one in self._processes:
-            one.end()
-        self._processes = []
-
-
 class ProcessExecutor:
     """The default executor.
 
     Args:
+        server: Starts the workers.
         n_workers: Worker processes at most.
         devices: One a worker, in turn; the jobs' own where empty.
         max_attempts: Attempts in a row without a new epoch for runs whose worker died.
         hang_timeout_s: A worker silent for so long is killed.
-        spare: Workers that have been started already.
     """
 
     def __init__(
         self,
+        server: ForkServer,
         n_workers: int,
         devices: Sequence[str] = (),
         max_attempts: int = 3,
         hang_timeout_s: float = 1800.0,
-        spare: SpareWorkers | None = None,
     ) -> None:
+        self.server = server
         self.n_workers = n_workers
         self.devices = devices
         self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
-        self.spare = spare or SpareWorkers()
         self._is_stopping = False
         self._deaths: dict[Path, tuple[int | None, int]] = {}
 
@@ -116,7 +89,7 @@ class ProcessExecutor:
                     self.n_workers, len(waiting) + _n_busy(workers)
                 ):
                     index = _free_index(workers.values())
-                    worker = self.spare.take(index, waiting[0].threads)
+                    worker = _Process(index, self.server, waiting[0].threads)
                     workers[worker.connection] = worker
                 self._listen(workers, waiting, report)
                 self._kill_hanging(workers)

@@ -1,6 +1,7 @@
 """A worker process: takes jobs from its parent and reports events.
 
-Started as `python -m gridrun.executors.worker <descriptor>`.
+Forked by `gridrun.executors.fork_server`, or started as
+`python -m gridrun.executors.worker <descriptor>`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Worker:
         except OSError:
             self.is_stopping = True
 
-    def work(self) -> None:
-        """Train jobs until there are none."""
+    def work(self) -> int:
+        """Train jobs until there are none; gives the exit code."""
         from gridrun.training.cohort import Interrupted
         from gridrun.training.job import train_job
         from gridrun.training.schedules import load_optimizers
@@ -52,10 +53,11 @@ class Worker:
             try:
                 train_job(job, self.report, lambda: self.is_stopping)
             except Interrupted:
-                return
+                return 0
             except OSError as error:  # a full disk, say: the parent decides
                 sys.stderr.write(f"a worker stops: {error}\n")
-                sys.exit(1)
+                return 1
+        return 0
 
     def next_job(self) -> Any:
         """Ask the parent for a job; None if there is none, or no parent."""
@@ -68,15 +70,15 @@ class Worker:
             return None
 
 
-def main() -> None:
-    """Entry of the worker process."""
-    worker = Worker(Connection(int(sys.argv[1])))
+def serve(connection: Connection[Any, Any]) -> int:
+    """Be a worker until there are no more jobs; gives the exit code."""
+    worker = Worker(connection)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, worker.stop)
     keep_freed_memory()
-    worker.work()
+    return worker.work()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(serve(Connection(int(sys.argv[1]))))

@@ -20,11 +20,11 @@ import torch
 from strategies import OF_MOVIE
 from torch import Tensor
 
-import gridrun.executors.process as process_executor
 import gridrun.readers as reading_ahead
 import gridrun.training.job as training_job
 from gridrun.config import Hyperparams, complete, defaults_of, key, keys_of
 from gridrun.errors import ConfigError, DataError
+from gridrun.executors.fork_server import ForkServer
 from gridrun.plugins import libraries
 from gridrun.sweep import Run, Sweep, load_sweep, run_sweep
 from imgclass.trainer import ImageTrainer
@@ -672,7 +672,8 @@ class Swept:
         self.jobs: list[tuple[int, str]] = []
         self.children: list[str] = []
         train_job = training_job.train_job
-        start_child = process_executor.start_child
+        start_child = reading_ahead.start_child
+        start_worker = ForkServer.start_worker
 
         def train_and_note(job: Any, *arguments: Any) -> None:
             self.jobs.append((len(job.folders), job.device))
@@ -682,9 +683,13 @@ class Swept:
             self.children.append(module)
             return start_child(module, threads)
 
+        def fork_and_note(server: ForkServer, threads: int) -> Any:
+            self.children.append("worker")
+            return start_worker(server, threads)
+
         patch.setattr(os, "fsync", lambda descriptor: None)  # for speed
         patch.setattr(training_job, "train_job", train_and_note)
-        patch.setattr(process_executor, "start_child", start_and_note)
+        patch.setattr(ForkServer, "start_worker", fork_and_note)
         patch.setattr(reading_ahead, "start_child", start_and_note)
 
     def __call__(self, keys: Mapping[str, Any], ranges: Mapping[str, Any]) -> Outcome:
@@ -700,7 +705,7 @@ class Swept:
                 sweep,
                 tuple(self.jobs),
                 self.children.count("gridrun.readers"),
-                self.children.count("gridrun.executors.worker"),
+                self.children.count("worker"),
             )
         return self.outcomes[name]
 
@@ -838,7 +843,7 @@ def failed_sweep(
     """Train with workers that die after a job; the number started, the run's error."""
     started: list[Any] = []
 
-    def start_fake(module: str, threads: int) -> Any:
+    def start_fake(server: ForkServer, threads: int) -> Any:
         connection, other = Pipe()
         arguments = [FAKE_WORKER, str(other.fileno()), str(sleep_s)]
         process = subprocess.Popen(
@@ -848,7 +853,7 @@ def failed_sweep(
         started.append(connection)
         return process, connection
 
-    patch.setattr(process_executor, "start_child", start_fake)
+    patch.setattr(ForkServer, "start_worker", start_fake)
     keys = {**BASE[IMAGES], "executor": "process", "save_root": str(root), **options}
     run_sweep(keys, quiet=True)
     assert all(isinstance(one, Connection) for one in started)
@@ -920,41 +925,3 @@ def test_a_run_that_does_not_fit_alone_fails(
     for run in found.runs():
         assert run.record["state"] == "failed"
         assert "can't allocate memory" in run.record["error"]
-
-
-# --- workers that start before the request is checked -----------------------------
-
-
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The worker processes that this process starts."""
-    found: list[Any] = []
-    start = process_executor.start_child
-
-    def start_and_note(module: str, threads: int) -> Any:
-        process, connection = start(module, threads)
-        found.append(process)
-        return process, connection
-
-    monkeypatch.setattr(process_executor, "start_child", start_and_note)
-    return found
-
-
-def test_early_workers_end_with_a_refused_request(
-    places: Path, children: list[Any]
-) -> None:
-    """Nothing is left of them, and nothing is written."""
-    given = {**BASE[IMAGES], "executor": "process", "optimizer": "Adamm"}
-    with pytest.raises(ConfigError, match="did you mean 'Adam'"):
-        run_sweep({**given, "save_root": "refused"}, quiet=True)
-    assert [process.poll() for process in children] == [-9]
-    assert not (places / "refused").exists()
-
-
-def test_early_workers_train(places: Path, children: list[Any]) -> None:
-    """No others are started; for a sweep that is there none are before it is due."""
-    given = {**BASE[IMAGES], "executor": "process", "save_root": str(places / "early")}
-    for n_started in (1, 1):
-        run_sweep(given, quiet=True)
-        assert len(children) == n_started
-        assert all(process.poll() is not None for process in children)
