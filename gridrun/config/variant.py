@@ -12,6 +12,8 @@ from typing import Any
 
 from gridrun.config.keys import Hyperparams
 
+EXACT = (str, int, bool)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variant:
@@ -28,7 +30,7 @@ class Variant:
     @classmethod
     def of(cls, hyps: Hyperparams, base: Hyperparams) -> Variant:
         """A configuration as its differences from `base`."""
-        return cls(base, differences(dict(hyps), dict(base)))
+        return cls(base, differences(vars(hyps), vars(base)))
 
     @property
     def hyps(self) -> Hyperparams:
@@ -63,5 +65,13 @@ def differences(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
     return {
         name: value
         for name, other in base.items()
-        if (value := values[name]) is not other and repr(value) != repr(other)
+        if (value := values[name]) is not other and not _is_same(value, other)
     }
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    kind = type(value)
+    if kind is not type(other):
+        return False
+    # 0.0 and -0.0 are equal, and so are [1] and [True]
+    return bool(value == other) if kind in EXACT else repr(value) == repr(other)
