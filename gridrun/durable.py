@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridrun.errors import StoreError
+from gridrun.errors import StorageError, StoreError
 
 TEMPORARY = ".tmp"
+NO_STORAGE = frozenset(  # errors that the next file will meet too
+    getattr(errno, name)
+    for name in ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EPERM", "ESTALE"]
+    if hasattr(errno, name)
+)
 MAX_SINGLE_SYNCS = 50  # a sync of the file system waits for other writers too
 
 
 def temporary(path: Path) -> Path:
     """The name under which a file is written before it is renamed."""
     return path.with_name(f".{path.name}{TEMPORARY}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, name the file and the cause where something cannot be written.
+
+    Args:
+        path: What is written, or the folder of what is.
+
+    Raises:
+        StorageError: If the disk is full or fails, or writing is not allowed.
+        OSError: Otherwise; as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_STORAGE:
+            raise
+        raise StorageError(
+            f"{error.filename or path}: cannot be written: "
+            f"{error.strerror or error}; what was finished is kept: make room or "
+            "access there, then give the same command again"
+        ) from error
 
 
 def write_durably(path: Path, content: bytes | str) -> None:
@@ -35,10 +64,11 @@ def replace_file(path: Path, content: bytes | str) -> None:
     """The same; on disk once the folder is synced."""
     data = content.encode() if isinstance(content, str) else content
     halfway = temporary(path)
-    with halfway.open("wb", buffering=0) as file:
-        _write_all(file, data)
-        os.fsync(file.fileno())
-    halfway.replace(path)
+    with writing(path):
+        with halfway.open("wb", buffering=0) as file:
+            _write_all(file, data)
+            os.fsync(file.fileno())
+        halfway.replace(path)
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
@@ -55,11 +85,12 @@ def sync_folder(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Make the content of a file, or the names in a folder, survive a crash."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_files(paths: Sequence[Path]) -> None:
@@ -68,13 +99,14 @@ def sync_files(paths: Sequence[Path]) -> None:
         for path in paths:
             sync_file(path)
         return
-    descriptor = os.open(paths[0], os.O_RDONLY)
-    try:
-        if _c_library().syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(paths[0].parent))
-    finally:
-        os.close(descriptor)
+    with writing(paths[0].parent):
+        descriptor = os.open(paths[0], os.O_RDONLY)
+        try:
+            if _c_library().syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(descriptor)
 
 
 @functools.cache

@@ -30,6 +30,14 @@ class StoreError(GridrunError):
     """A sweep folder cannot be read or written as asked."""
 
 
+class StorageError(GridrunError):
+    """A file of a sweep cannot be written: a full or failing disk, or no permission.
+
+    Args:
+        problems: Of the base class; they name the file and the cause.
+    """
+
+
 class SweepStopped(GridrunError):
     """A signal stopped a sweep; asking again continues it.
 

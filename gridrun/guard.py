@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from gridrun.claims import Claim
 from gridrun.config import Hyperparams
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plugins import Library
 from gridrun.run import RunState
-from gridrun.store import Claim, RunFolder
+from gridrun.store import RunFolder
 
 OnChange = Literal["refuse", "continue", "restart"]
 GUARDED = (
@@ -141,7 +142,7 @@ def restart(found: Sequence[Change]) -> None:
         claim = Claim(change.folder.claim)
         if change.is_finished or not claim.acquire():
             continue
-        change.folder.forget_after(0)
+        change.folder.forget_after(0, best=0)
         change.folder.cut_metrics(0)
         for derived in ("pruning.csv", "pruned_model.pt"):
             (change.folder.path / derived).unlink(missing_ok=True)

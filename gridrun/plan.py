@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import gridrun
+from gridrun.claims import Claim
 from gridrun.config import Hyperparams, shown
 from gridrun.durable import read_record, write_durably, write_json
 from gridrun.effects import (
@@ -34,7 +35,6 @@ from gridrun.plugins import Library, reads
 from gridrun.request import Point, Request
 from gridrun.run import RunSpec, RunState, identity
 from gridrun.store import (
-    Claim,
     RunFolder,
     SweepFolder,
     assign_numbers,
@@ -143,7 +143,13 @@ def number_runs(plan: Plan) -> Numbering:
     Raises:
         ConfigError, StoreError: If numbers clash, or skip_nums names others.
     """
-    record = plan.folder.read() if plan.folder.exists() else _new_record(plan)
+    if plan.folder.exists():
+        record = plan.folder.read()
+    else:
+        given = plan.hyps.base_seed
+        base_seed = time.time_ns() % SEED_LIMIT if given is None else given
+        name = plan.request.library.name
+        record = new_record(plan.hyps.exp_name, name, base_seed)
     specs = make_specs(plan.request, plan.points, plan.effects, record["base_seed"])
     known: dict[str, int] = {}
     for request in record["requests"]:
@@ -176,13 +182,13 @@ def number_runs(plan: Plan) -> Numbering:
     return Numbering(record, runs, skipped)
 
 
-def _new_record(plan: Plan) -> dict[str, Any]:
-    given = plan.hyps.base_seed
+def new_record(exp_name: str, library: str, base_seed: int) -> dict[str, Any]:
+    """sweep.json before the first request."""
     return {
         "schema_version": 1,
-        "exp_name": plan.hyps.exp_name,
-        "library": plan.request.library.name,
-        "base_seed": time.time_ns() % SEED_LIMIT if given is None else given,
+        "exp_name": exp_name,
+        "library": library,
+        "base_seed": base_seed,
         "next_number": 0,
         "requests": [],
     }

@@ -12,16 +12,17 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import json
+import io
+import logging
 import os
 import shutil
-import socket
 import sys
-import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gridrun.claims import claim_holder
 from gridrun.durable import (
     json_text,
     read_record,
@@ -32,95 +33,13 @@ from gridrun.durable import (
     temporary,
     write_durably,
     write_json,
+    writing,
 )
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunSpec, RunState
 
+logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
-
-
-# --- claims -----------------------------------------------------------------------
-
-
-class Claim:
-    """The right to train one run: a file lock that dies with its process.
-
-    Args:
-        path: The claim file of a run folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> bool:
-        """Take the claim; False if another live process holds it."""
-        for attempt in range(5):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                time.sleep(0.01 * attempt)  # a reader's test holds it for microseconds
-                continue
-            if not self._is_current(descriptor) or self._is_foreign(descriptor):
-                os.close(descriptor)
-                continue
-            owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-            self._descriptor = descriptor
-            return True
-        return False
-
-    def release(self) -> None:
-        """Give the claim up and remove its file."""
-        if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _is_current(self, descriptor: int) -> bool:
-        """Whether the locked file is still the one at the path."""
-        try:
-            return os.fstat(descriptor).st_ino == self.path.stat().st_ino
-        except FileNotFoundError:
-            return False
-
-    @staticmethod
-    def _is_foreign(descriptor: int) -> bool:
-        """Whether another host wrote it; its lock may be invisible here."""
-        owner = _owner(os.pread(descriptor, 4096, 0))
-        return owner is not None and owner[0] != socket.gethostname()
-
-
-def _owner(text: bytes) -> tuple[str, int] | None:
-    """Host and process of a claim; None if it is damaged or not yet written."""
-    try:
-        owner = json.loads(text)
-        return str(owner["host"]), int(owner["pid"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def claim_holder(path: Path) -> str | None:
-    """Who holds a claim, as text; None if nobody alive does."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        owner = _owner(os.pread(descriptor, 4096, 0))
-        holder = f"process {owner[1]} on {owner[0]}" if owner else "a starting process"
-        if owner and owner[0] != socket.gethostname():
-            return holder
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return holder
-        return None
-    finally:
-        os.close(descriptor)
 
 
 # --- a run's folder ---------------------------------------------------------------
@@ -189,7 +108,10 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Add one epoch's row, on disk when this returns."""
-        with self.metrics.open("a+", encoding="utf-8", newline="") as file:
+        with (
+            writing(self.metrics),
+            self.metrics.open("a+", encoding="utf-8", newline="") as file,
+        ):
             file.seek(0)
             columns = next(csv.reader(file), None)
             writer = csv.DictWriter(file, columns or list(row), lineterminator="\n")
@@ -202,18 +124,27 @@ class RunFolder:
             sync_folder(self.path)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """All complete rows, one dictionary an epoch."""
+        """All complete rows, one dictionary an epoch.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
         try:
             text = self.metrics.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        except ValueError as error:
+            raise StoreError(f"{self.metrics}: damaged: {error}") from error
         complete = text[: text.rfind("\n") + 1].splitlines()
         names, *lines = list(csv.reader(complete)) or [[]]
         names = [sys.intern(name) for name in names]
         rows = []
-        for line in lines:
-            row = dict(zip(names, map(float, line), strict=True))
-            rows.append(row | {"epoch": int(row["epoch"])})
+        try:
+            for line in lines:
+                row = dict(zip(names, map(float, line), strict=True))
+                rows.append(row | {"epoch": int(row["epoch"])})
+        except (ValueError, KeyError) as error:
+            raise StoreError(f"{self.metrics}: damaged: {error}") from error
         return rows
 
     def cut_metrics(self, epoch: int) -> None:
@@ -223,7 +154,8 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines[: epoch + 1] if line.endswith("\n")]
         if epoch == 0 or len(kept) <= 1:
-            self.metrics.unlink()
+            with writing(self.metrics):
+                self.metrics.unlink()
         elif kept != lines:
             write_durably(self.metrics, "".join(kept))
 
@@ -233,10 +165,42 @@ class RunFolder:
         return self.checkpoints / f"epoch_{epoch:04d}.pt"
 
     def read_index(self) -> dict[str, Any]:
-        """`last`, `best` (epochs or None) and `files` (name -> epoch, sha256)."""
+        """`last`, `best` (epochs or None) and `files` (name -> epoch, sha256).
+
+        Found from the checkpoints themselves where index.json is damaged.
+        """
         if not self.index.exists():
             return {"last": None, "best": None, "files": {}}
-        return read_record(self.index)
+        try:
+            index = read_record(self.index)
+            if _is_sound(index):
+                return index
+            reason: object = f"{self.index}: damaged"
+        except StoreError as error:
+            reason = error
+        index = self._found_index()
+        if index["files"]:
+            logger.warning("%s; the whole checkpoints beside it are used", reason)
+        return index
+
+    def _found_index(self) -> dict[str, Any]:
+        files: dict[str, Any] = {}
+        for path in sorted(self.checkpoints.glob("epoch_*.pt")):
+            content = path.read_bytes()
+            with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError):
+                if zipfile.ZipFile(io.BytesIO(content)).testzip() is None:
+                    epoch = int(path.stem.removeprefix("epoch_"))
+                    digest = hashlib.sha256(content).hexdigest()
+                    files[path.name] = {"epoch": epoch, "sha256": digest}
+        epochs = [file["epoch"] for file in files.values()]
+        best = None
+        with contextlib.suppress(StoreError):
+            best = self.read().get("best_epoch")
+        return {
+            "last": max(epochs, default=None),
+            "best": best if best in epochs else None,
+            "files": files,
+        }
 
     def save_checkpoint(
         self, content: bytes, epoch: int, best: int, keep_all: bool
@@ -251,7 +215,8 @@ class RunFolder:
                 that a damaged last one can be gone back from.
         """
         if not self.checkpoints.exists():
-            self.checkpoints.mkdir()
+            with writing(self.checkpoints):
+                self.checkpoints.mkdir()
             sync_folder(self.path)
         path = self.checkpoint_path(epoch)
         replace_file(path, content)  # the index' write syncs the folder for both
@@ -262,13 +227,12 @@ class RunFolder:
         keep = None if keep_all else {epoch, epoch - 1, best, index["best"]}
         self._write_index(files, last=epoch, best=best, keep=keep)
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop checkpoints after an epoch, which is then the last."""
-        index = self.read_index()
-        files = {n: f for n, f in index["files"].items() if f["epoch"] <= epoch}
-        best = index["best"] if (index["best"] or 0) <= epoch else None
+    def forget_after(self, epoch: int, best: int) -> None:
+        """Drop checkpoints after an epoch, which is then the last; 0: all."""
+        files = self.read_index()["files"]
+        kept = {n: f for n, f in files.items() if f["epoch"] <= epoch}
         if self.checkpoints.exists():
-            self._write_index(files, last=epoch or None, best=best, keep=None)
+            self._write_index(kept, last=epoch or None, best=best or None, keep=None)
 
     def keep_final(self, keep_all: bool) -> None:
         """At the end of a run, keep only the last and the best epoch."""
@@ -292,9 +256,15 @@ class RunFolder:
             files = {n: f for n, f in files.items() if f["epoch"] in keep}
         files = dict(sorted(files.items(), key=lambda item: item[1]["epoch"]))
         write_json(self.index, {"last": last, "best": best, "files": files})
-        for path in self.checkpoints.iterdir():
-            if path.match("epoch_*.pt") and path.name not in files:
-                path.unlink()
+        with writing(self.checkpoints):
+            for path in self.checkpoints.iterdir():
+                if path.match("epoch_*.pt") and path.name not in files:
+                    path.unlink()
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write one of the folder's files that nothing depends on."""
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
 
     def read_checkpoint(self, epoch: int) -> bytes:
         """The bytes of an epoch's checkpoint, checked against their SHA-256.
@@ -316,6 +286,23 @@ class RunFolder:
         if hashlib.sha256(content).hexdigest() != files[path.name]["sha256"]:
             raise CheckpointError(f"{path}: damaged (its SHA-256 differs)")
         return content
+
+
+def _is_sound(index: Mapping[str, Any]) -> bool:
+    """Whether an index of checkpoints has all that it must have."""
+    files = index.get("files")
+    epochs = [index.get("last", ""), index.get("best", "")]
+    if not isinstance(files, dict) or any(
+        one is not None and type(one) is not int for one in epochs
+    ):
+        return False
+    return all(
+        isinstance(file, dict)
+        and type(file.get("epoch")) is int
+        and isinstance(file.get("sha256"), str)
+        and name == f"epoch_{file['epoch']:04d}.pt"
+        for name, file in files.items()
+    )
 
 
 # --- a sweep's folder -------------------------------------------------------------
@@ -356,7 +343,7 @@ class SweepFolder:
     def runs(self) -> Iterator[tuple[int, RunFolder]]:
         """Run folders with their numbers, in the order of the numbers."""
         name = self.path.name
-        if self.record.exists():  # the folder may have been renamed
+        with contextlib.suppress(StoreError):  # the folder may have been renamed
             name = str(self.read().get("exp_name", name))
         prefix = f"{name}_"
         found = []
@@ -400,18 +387,16 @@ class SweepFolder:
         sync_files(
             [p for f in halfway.values() for p in (f.hyperparams, f.record, f.path)]
         )
-        for number, folder in folders.items():
-            halfway[number].path.rename(folder.path)
+        with writing(self.path):
+            for number, folder in folders.items():
+                halfway[number].path.rename(folder.path)
         sync_folder(self.path)
         return folders
 
 
-def _fill_folder(folder: RunFolder, number: int, spec: RunSpec) -> None:
-    """Make the folder of a pending run, not yet durably."""
-    if folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.path.mkdir()
-    record = {
+def pending_record(number: int, spec: RunSpec) -> dict[str, Any]:
+    """run.json of a run before its first attempt."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "number": number,
         "state": RunState.PENDING.value,
@@ -420,9 +405,18 @@ def _fill_folder(folder: RunFolder, number: int, spec: RunSpec) -> None:
         "point": spec.point,
         "attempts": [],
     }
+
+
+def _fill_folder(folder: RunFolder, number: int, spec: RunSpec) -> None:
+    """Make the folder of a pending run, not yet durably."""
+    with writing(folder.path):
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+        folder.path.mkdir()
+    record = pending_record(number, spec)
     hyps = spec.hyps.model_dump(mode="json")
     for path, data in ((folder.hyperparams, hyps), (folder.record, record)):
-        path.write_text(json_text(data), encoding="utf-8")
+        folder.write_text(path, json_text(data))
 
 
 def assign_numbers(

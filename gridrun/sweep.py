@@ -17,8 +17,10 @@ from typing import Any
 
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import RunSummary, write_tables
+from gridrun.claims import Claim, ClaimWatch
 from gridrun.config import Hyperparams, varied
-from gridrun.errors import SweepStopped
+from gridrun.durable import read_record, write_json
+from gridrun.errors import StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.executors.fork_server import ForkServer
 from gridrun.executors.process import ProcessExecutor
@@ -34,13 +36,14 @@ from gridrun.plan import (
 from gridrun.planner import Job, plan_cohorts
 from gridrun.request import Point, Request, read_request
 from gridrun.run import RunState
-from gridrun.store import SweepFolder, claim_holder
+from gridrun.store import SweepFolder, pending_record
 from gridrun.tracking.progress import Progress
 
 __all__ = ["Run", "Sweep", "load_model", "load_sweep", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_TABLES = 10.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_sweep(
@@ -158,22 +161,38 @@ def _execute(
     retried: set[int] = set()
     if not retry_failed:
         final += [RunState.FAILED, RunState.DIVERGED]
+    watch = ClaimWatch(plan.hyps.claim_timeout_s)
     with stop_signals() as stop:
         try:
             while todo := _due(numbering.runs, final, retried):
-                free = [run for run in todo if _holder(run) is None]
+                free = [run for run in todo if _holder(run, watch) is None]
                 if free:
                     _train(plan, free, final, stop, quiet, server)
                     retried |= {run.number for run in free}
                 else:
-                    _wait_for(todo[0], stop)
+                    _wait_for(todo, watch, stop)
         except Stopped:
             raise SweepStopped(stop.number) from None
         finally:
             everything = write_tables(plan.folder)
+    found = {one.record["number"] for one in everything}
+    if lost := [run for run in numbering.runs if run.number not in found]:
+        for run in lost:
+            _mend_hyperparams(run)
+        everything = write_tables(plan.folder)
     numbers = {run.number for run in numbering.runs}
     runs = [one for one in everything if one.record["number"] in numbers]
     return Outcome(plan.folder, runs)
+
+
+def _mend_hyperparams(run: PlannedRun) -> None:
+    """Write the configuration of a finished run anew, if it is damaged."""
+    assert run.folder is not None
+    try:
+        read_record(run.folder.hyperparams)
+    except StoreError as error:
+        logger.warning("%s; it is written anew", error)
+        write_json(run.folder.hyperparams, run.spec.hyps.model_dump(mode="json"))
 
 
 def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
@@ -191,29 +210,44 @@ def _due(
     """Runs still to train; one that failed again is not tried a third time."""
     due = []
     for run in runs:
-        state = run.state
+        try:
+            state = run.state
+        except StoreError as error:
+            state = _written_anew(run, error)
         if state in final or (run.number in retried and state.is_final):
             continue
         due.append(run)
     return due
 
 
-def _holder(run: PlannedRun) -> str | None:
-    return claim_holder(run.folder.claim) if run.folder else None
-
-
-def _wait_for(run: PlannedRun, stop: StopSignals) -> None:
+def _written_anew(run: PlannedRun, error: StoreError) -> RunState:
+    """Replace a run's damaged record; the run goes on from its last checkpoint."""
     assert run.folder is not None
+    logger.warning("%s; it is written anew", error)
+    claim = Claim(run.folder.claim)
+    if claim.acquire():
+        write_json(run.folder.record, pending_record(run.number, run.spec))
+        claim.release()
+    return RunState.PENDING
+
+
+def _holder(run: PlannedRun, watch: ClaimWatch) -> str | None:
+    return watch.holder(run.folder.claim) if run.folder else None
+
+
+def _wait_for(runs: Sequence[PlannedRun], watch: ClaimWatch, stop: StopSignals) -> None:
+    """Wait until one of the runs, all held by others, is finished or free."""
     logger.warning(
-        "run %d is held by %s; waiting (if that process is gone, delete %s)",
-        run.number,
-        _holder(run),
-        run.folder.claim,
+        "run %d is held by %s; waiting (a claim of another host is dead when unchanged "
+        "for %g s)",
+        runs[0].number,
+        _holder(runs[0], watch),
+        watch.timeout_s,
     )
-    while _holder(run) is not None:
+    while all(_holder(run, watch) is not None for run in runs):
         if stop():
             raise Stopped
-        time.sleep(0.5)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _train(

@@ -74,10 +74,10 @@ def read_runs(sweep: SweepFolder) -> list[RunSummary]:
         try:
             record = folder.read()
             hyps = read_record(folder.hyperparams)
+            state, epochs = folder.state(record), folder.read_metrics()
         except StoreError as error:
             logger.warning("a run is left out: %s", error)
             continue
-        state, epochs = folder.state(record), folder.read_metrics()
         attempts = record["attempts"]
         if attempts:
             attempts[-1] = varied(attempts[-1], shared.setdefault("last", attempts[-1]))

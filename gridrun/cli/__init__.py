@@ -1,6 +1,7 @@
 """The command line `gridrun`; each command is one function. Loads torch only to train.
 
-Exit codes: 0 all runs done; 1 some run failed or diverged; 2 bad usage, configuration
+Exit codes: 0 all runs done; 1 some run failed or diverged, or nothing more can be
+written; 2 bad usage, configuration
 or data, with nothing written; 130, 143, 140 stopped by SIGINT, SIGTERM, SIGUSR2.
 """
 
@@ -13,9 +14,10 @@ from collections.abc import Sequence
 
 from gridrun.cli.data import add_data
 from gridrun.cli.models import add_models, add_schema
+from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
 from gridrun.cli.show import add_results, add_status
-from gridrun.errors import GridrunError, SweepStopped
+from gridrun.errors import GridrunError, StorageError, SweepStopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
+    except StorageError as error:  # a full disk, say: what is finished is kept
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except GridrunError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -54,7 +59,14 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         prog="gridrun", description="Hyperparameter grids for PyTorch."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_run, add_status, add_results, add_schema, add_models):
+    for add in (
+        add_run,
+        add_status,
+        add_results,
+        add_repair,
+        add_schema,
+        add_models,
+    ):
         add(commands)
     add_data(commands, arguments)
     return parser

@@ -230,7 +230,6 @@ class RunnerKeys(StrictModel):
         "a claim of another host is dead when unchanged for so long",
         group="runner",
         identity="no",
-        available=False,
         ge=10,
     )
     threads: int = key(

@@ -11,11 +11,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from gridrun.claims import Claim
+from gridrun.errors import StorageError
 from gridrun.executors import Stopped
 from gridrun.executors.fork_server import ForkServer
 from gridrun.planner import Job
 from gridrun.run import RunState
-from gridrun.store import Claim, RunFolder
+from gridrun.store import RunFolder
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -66,6 +68,7 @@ class ProcessExecutor:
         self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
         self._is_stopping = False
+        self._storage_error: StorageError | None = None
         self._deaths: dict[Path, tuple[int | None, int]] = {}
 
     def run(
@@ -78,9 +81,11 @@ class ProcessExecutor:
         waiting = collections.deque(jobs)
         workers: dict[Connection[Any, Any], _Process] = {}
         self._is_stopping = False
+        self._storage_error = None
         try:
             while waiting or workers:
-                if should_stop() and not self._is_stopping:
+                is_asked = should_stop() or self._storage_error is not None
+                if is_asked and not self._is_stopping:
                     self._is_stopping = True
                     waiting.clear()
                     for worker in workers.values():
@@ -96,6 +101,8 @@ class ProcessExecutor:
         finally:
             for worker in workers.values():
                 worker.end()
+        if self._storage_error is not None:
+            raise self._storage_error
         if self._is_stopping:
             raise Stopped
 
@@ -113,6 +120,9 @@ class ProcessExecutor:
             except (EOFError, OSError):
                 del workers[worker.connection]
                 self._bury(worker, waiting, report)
+                continue
+            if isinstance(message, StorageError):  # the others will find it too
+                self._storage_error = message
                 continue
             if message is not None:
                 report(message, worker.index)
@@ -189,7 +199,7 @@ def record_death(folder: RunFolder, reason: str) -> Any:
     claim = Claim(folder.claim)
     record = folder.read()
     if claim.acquire():
-        folder.failure.write_text(reason + "\n", encoding="utf-8")
+        folder.write_text(folder.failure, reason + "\n")
         folder.update(state=RunState.FAILED.value, error=reason)
         claim.release()
     return Event(

@@ -6,6 +6,7 @@ Forked by `gridrun.executors.fork_server`, or started as
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+from gridrun.errors import StorageError
 from gridrun.machine import keep_freed_memory
 
 SECONDS_BETWEEN_STEPS = 0.1
@@ -54,8 +56,9 @@ class Worker:
                 train_job(job, self.report, lambda: self.is_stopping)
             except Interrupted:
                 return 0
-            except OSError as error:  # a full disk, say: the parent decides
-                sys.stderr.write(f"a worker stops: {error}\n")
+            except StorageError as error:  # the parent stops the sweep
+                with contextlib.suppress(OSError):
+                    self.connection.send(error)
                 return 1
         return 0
 

@@ -16,11 +16,12 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
+from gridrun.claims import Claim, renewing
 from gridrun.config import Hyperparams
-from gridrun.durable import read_record, remove_temporaries, write_json
+from gridrun.durable import read_record, remove_temporaries, write_json, writing
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunState
-from gridrun.store import Claim, RunFolder
+from gridrun.store import RunFolder
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.schedules import make_optimizer, make_scheduler
 from gridrun.training.seeding import RunRandom, seeded_globals
@@ -157,7 +158,7 @@ class LiveRun:
             circumstances: What can change bits, or tells where the attempt runs.
         """
         given = self.hyps.model_dump(mode="json")
-        if read_record(self.folder.hyperparams) != given:
+        if self._recorded_hyperparams() != given:
             write_json(self.folder.hyperparams, given)
         self.folder.failure.unlink(missing_ok=True)
         first_epoch = (self.folder.read_index()["last"] or 0) + 1
@@ -167,6 +168,12 @@ class LiveRun:
             attempts=[*self.record["attempts"], start | dict(circumstances)],
             error=None,
         )
+
+    def _recorded_hyperparams(self) -> dict[str, Any] | None:
+        try:
+            return read_record(self.folder.hyperparams)
+        except StoreError:  # damaged: written anew
+            return None
 
     def end_attempt(
         self,
@@ -191,6 +198,14 @@ class LiveRun:
         self.write_record()
         reason = f": {error}" if error else ""
         self.log(f"{state.value} after epoch {self.epoch}{reason}")
+        self._close()
+
+    def abandon(self) -> None:
+        """Write nothing more: the run is another's."""
+        self.state = RunState.INTERRUPTED
+        self._close()
+
+    def _close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -201,14 +216,20 @@ class LiveRun:
         self.record |= facts
 
     def write_record(self) -> None:
-        """Write run.json, on disk when this returns."""
+        """Write run.json, on disk when this returns.
+
+        Raises:
+            ClaimLost: If the run is another host's by now.
+        """
+        self.claim.check()
         write_json(self.folder.record, self.record)
 
     def log(self, text: str) -> None:
         """Add a line to the run's log.txt."""
-        if self._log is None:
-            self._log = self.folder.log.open("a", encoding="utf-8", buffering=1)
-        self._log.write(f"{now()} {text}\n")
+        with writing(self.folder.log):
+            if self._log is None:
+                self._log = self.folder.log.open("a", encoding="utf-8", buffering=1)
+            self._log.write(f"{now()} {text}\n")
 
     def build(self, make_model: Callable[[], nn.Module]) -> None:
         """Make model, optimizer and scheduler from the run's own seed.
@@ -290,7 +311,7 @@ class LiveRun:
                 continue
             self.restore(state)
             break
-        self.folder.forget_after(self.epoch)
+        self.folder.forget_after(self.epoch, self.progress.best_epoch)
         self.folder.cut_metrics(self.epoch)
 
     def _check_best(self, state: Mapping[str, Any], saved: list[int]) -> None:
@@ -312,7 +333,8 @@ def claimed(folders: list[RunFolder]) -> Iterator[list[tuple[RunFolder, Claim]]]
             claims.append((folder, claim))
             remove_temporaries(folder.path)
             remove_temporaries(folder.checkpoints)
-        yield claims
+        with renewing([claim for _, claim in claims]):
+            yield claims
     finally:
         for _, claim in claims:
             claim.release()

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 import gridrun
+from gridrun.claims import ClaimLost
 from gridrun.config import Hyperparams
 from gridrun.durable import sha256_of_file
-from gridrun.errors import ConfigError, DataError
+from gridrun.errors import ConfigError, DataError, StorageError
 from gridrun.planner import Job
 from gridrun.plugins import Library, libraries
 from gridrun.run import RunState
@@ -105,10 +106,12 @@ def _train(
             run.write_record()
         data = opened_data(trainer_class, runs[0].hyps, device)
         trainer_class(library, runs, data, report, should_stop).fit()
+    except (ClaimLost, StorageError):
+        raise
     except Exception as error:
         line, text = describe_failure(error)
         for run in _unfinished(runs):
-            run.folder.failure.write_text(text, encoding="utf-8")
+            run.folder.write_text(run.folder.failure, text)
             run.end_attempt(RunState.FAILED, line)
             report(Event("end", run.number, run.epoch, state="failed"))
         if not isinstance(error, ConfigError | DataError):

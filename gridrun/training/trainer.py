@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from gridrun.claims import ClaimLost
 from gridrun.config import Hyperparams, defaults_of
+from gridrun.errors import StorageError
 from gridrun.machine import available_memory
 from gridrun.nn import chosen_methods, set_method
 from gridrun.plugins import Library, reads
@@ -40,6 +43,7 @@ from gridrun.training.data import (
 from gridrun.training.losses import is_finite
 from gridrun.training.seeding import epoch_order, kept_globals
 
+logger = logging.getLogger(__name__)
 EVAL_BATCH_SIZE = 128
 Terms = dict[str, Tensor]
 
@@ -215,7 +219,7 @@ class Trainer(abc.ABC):
         """Build the run, or continue it from its last checkpoint."""
         run.build(lambda: build_model(self.library, run.hyps, self.data.info))
         self.prepare_model(run.model, self.data)
-        run.folder.model_text.write_text(describe_model(run.model), encoding="utf-8")
+        run.folder.write_text(run.folder.model_text, describe_model(run.model))
         run.resume()
         facts = {"parameters": n_parameters(run.model)}
         run.note(**facts, convolutions=chosen_methods(run.model))
@@ -285,6 +289,7 @@ class Trainer(abc.ABC):
         run.epoch = epoch
         self.close_epoch(run, metrics)
         row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
+        run.claim.check()
         run.folder.append_metrics(row)
         state = run.checkpoint(self.data.norm_stats, self.data.info.labels)
         run.folder.save_checkpoint(
@@ -344,11 +349,17 @@ class Trainer(abc.ABC):
                 yield
         except Diverged as error:
             self._end(run, RunState.DIVERGED, error=str(error))
+        except ClaimLost as error:
+            logger.warning("run %d: %s", run.number, error)
+            run.abandon()
+            self.report(Event("end", run.number, run.epoch, state=run.state.value))
+        except StorageError:
+            raise
         except Exception as error:
             if is_out_of_memory(error) and len(self.live()) > 1:
                 raise CohortTooLarge from error
             line, text = describe_failure(error)
-            run.folder.failure.write_text(text, encoding="utf-8")
+            run.folder.write_text(run.folder.failure, text)
             self._end(run, RunState.FAILED, error=line)
 
     def _end(
@@ -358,6 +369,7 @@ class Trainer(abc.ABC):
         error: str | None = None,
         test: Mapping[str, float] | None = None,
     ) -> None:
+        run.claim.check()
         run.folder.keep_final(run.hyps.save_every_epoch)
         run.end_attempt(state, error, test)
         final = dict(test or {}) | {"error": error}

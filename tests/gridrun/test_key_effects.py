@@ -9,10 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +23,9 @@ from strategies import OF_MOVIE
 from torch import Tensor
 
 import gridrun.readers as reading_ahead
+import gridrun.sweep as sweeps
 import gridrun.training.job as training_job
+from gridrun import claims
 from gridrun.config import Hyperparams, complete, defaults_of, key, keys_of
 from gridrun.errors import ConfigError, DataError
 from gridrun.executors.fork_server import ForkServer
@@ -571,6 +575,7 @@ EFFECTS = SWEEP | DATA | TRAINING | RUNNER
 OWN_TESTS = {
     "max_attempts": "test_max_attempts_counts_dead_workers",
     "hang_timeout_s": "test_hang_timeout_s_kills_a_silent_worker",
+    "claim_timeout_s": "test_claim_timeout_s_frees_the_runs_of_a_silent_host",
 }
 
 
@@ -882,6 +887,31 @@ def test_hang_timeout_s_kills_a_silent_worker(
     options = {"max_attempts": 1, "hang_timeout_s": timeout_s}
     _, error = failed_sweep(tmp_path, monkeypatch, 1.5, **options)
     assert how in error
+
+
+@pytest.mark.parametrize("timeout_s", [10.0, 40.0])
+def test_claim_timeout_s_frees_the_runs_of_a_silent_host(
+    places: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    """Another host's claim is waited for so long, on a clock that runs fast here."""
+    given = {**BASE[IMAGES], "save_root": str(places / f"silent-{timeout_s}")}
+    (run,) = run_sweep(given, quiet=True).runs()
+    record = run.folder.read()
+    run.folder.update(state="running", attempts=record["attempts"])
+    owner = {"host": "elsewhere", "pid": 7, "renewals": 1}
+    run.folder.claim.write_text(json.dumps(owner), encoding="utf-8")
+    looks: list[float] = []
+
+    def fast() -> float:
+        looks.append(60 * time.monotonic())
+        return looks[-1]
+
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=fast))
+    monkeypatch.setattr(sweeps, "SECONDS_BETWEEN_LOOKS", 0.01)
+    (again,) = run_sweep(given, quiet=True, claim_timeout_s=timeout_s).runs()
+    assert again.record["state"] == "done"
+    assert len(again.record["attempts"]) == 2
+    assert timeout_s <= looks[-1] - looks[0] < timeout_s + 20
 
 
 # --- memory -----------------------------------------------------------------------

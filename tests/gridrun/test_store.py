@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from hypothesis import strategies as st
 from strategies import IMAGES, completed
 
 from gridrun import durable, store
+from gridrun.claims import Claim
 from gridrun.durable import (
     read_record,
     remove_temporaries,
@@ -30,16 +28,14 @@ from gridrun.durable import (
     write_durably,
     write_json,
 )
-from gridrun.errors import CheckpointError, StoreError
+from gridrun.errors import CheckpointError, StorageError, StoreError
 from gridrun.plan import plan_sweep, settle
 from gridrun.request import read_request
 from gridrun.run import RunSpec, RunState, make_spec
 from gridrun.store import (
-    Claim,
     RunFolder,
     SweepFolder,
     assign_numbers,
-    claim_holder,
 )
 
 
@@ -93,11 +89,11 @@ def test_an_interrupted_write_leaves_the_old_file(
     write_durably(path, "old")
 
     def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(StorageError, match=rf"{path}: .*No space left"):
             write_durably(path, "new")
     assert path.read_text() == "old"
     write_durably(path, "newer")
@@ -182,136 +178,6 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     """The published digest of `abc`."""
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223")
-
-
-# --- claims -----------------------------------------------------------------------
-
-HOLD = """
-import pathlib, sys
-from gridrun.store import Claim
-claim = Claim(pathlib.Path(sys.argv[1]))
-print(claim.acquire(), flush=True)
-sys.stdin.readline()
-claim.release()
-"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A claim file's path."""
-    return tmp_path / "claim"
-
-
-@pytest.fixture
-def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the claim until it reads a line."""
-    with run_python(HOLD, path) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
-        yield process
-        process.kill()
-
-
-def test_a_claim_is_exclusive_between_processes(
-    path: Path, holder: subprocess.Popen[str]
-) -> None:
-    """Who holds it is told, and nobody else gets it."""
-    assert not Claim(path).acquire()
-    assert claim_holder(path) == f"process {holder.pid} on {socket.gethostname()}"
-
-
-def test_a_claim_dies_with_its_process(
-    path: Path, holder: subprocess.Popen[str]
-) -> None:
-    """After kill -9 the run can be claimed at once, though the file is left."""
-    holder.kill()
-    holder.wait()
-    assert path.exists()
-    assert claim_holder(path) is None
-    assert Claim(path).acquire()
-
-
-def test_a_released_claim_is_free_and_leaves_no_file(
-    path: Path, holder: subprocess.Popen[str]
-) -> None:
-    """A run folder holds a claim file only while it is trained."""
-    holder.communicate("\n")
-    assert not path.exists()
-    assert Claim(path).acquire()
-
-
-def test_looking_at_a_claim_does_not_take_it(path: Path) -> None:
-    """Readers and writers of claims do not disturb each other."""
-    claim = Claim(path)
-    assert claim_holder(path) is None
-    assert claim.acquire()
-    assert claim_holder(path) is not None
-    claim.release()
-    assert claim_holder(path) is None
-
-
-def test_releasing_twice_takes_nobody_elses(path: Path) -> None:
-    """A claim that was given up is not given up again for its next holder."""
-    first, second = Claim(path), Claim(path)
-    assert first.acquire()
-    first.release()
-    assert second.acquire()
-    first.release()
-    assert claim_holder(path) is not None
-
-
-def test_the_claim_of_another_host_is_never_stolen(path: Path) -> None:
-    """Its lock may be invisible here, so its file alone keeps others away."""
-    foreign = json.dumps({"host": "elsewhere", "pid": 7})
-    path.write_text(foreign)
-    assert not Claim(path).acquire()
-    assert path.read_text() == foreign
-    assert claim_holder(path) == "process 7 on elsewhere"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', "null"])
-def test_a_damaged_claim_without_lock_is_free(path: Path, text: str) -> None:
-    """What a process left that died while claiming keeps nobody away."""
-    path.write_text(text)
-    assert claim_holder(path) is None
-    assert Claim(path).acquire()
-
-
-def test_a_claim_on_a_removed_file_does_not_count(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who locked a file that its holder just removed tries again on the new one."""
-    flock = fcntl.flock
-    replaced = []
-
-    def replace_first(descriptor: int, operation: int) -> None:
-        if not replaced:
-            replaced.append(path.unlink())
-            path.touch()
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(store.fcntl, "flock", replace_first)
-    assert Claim(path).acquire()
-    assert not Claim(path).acquire()
-
-
-def test_one_of_many_gets_the_claim(path: Path) -> None:
-    """However many ask at once, one is told yes."""
-    barrier = threading.Barrier(8)
-    claims = [Claim(path) for _ in range(8)]
-    won: list[Claim] = []
-
-    def ask(claim: Claim) -> None:
-        barrier.wait()
-        if claim.acquire():
-            won.append(claim)
-
-    threads = [threading.Thread(target=ask, args=[claim]) for claim in claims]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
 
 
 # --- states -----------------------------------------------------------------------
@@ -563,18 +429,17 @@ def test_a_kill_before_the_index_leaves_the_earlier_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("epoch", "kept", "last", "best"),
-    [(3, [1, 2, 3], 3, 2), (1, [1], 1, None), (0, [], None, None)],
+    ("epoch", "best", "kept"), [(3, 2, [1, 2, 3]), (1, 1, [1]), (0, 0, [])]
 )
 def test_later_checkpoints_are_forgotten(
-    folder: RunFolder, epoch: int, kept: list[int], last: int, best: int | None
+    folder: RunFolder, epoch: int, best: int, kept: list[int]
 ) -> None:
     """A run that goes back further has no files from its future."""
     save(folder, [1, 2, 2, 2], keep_all=True)
-    folder.forget_after(epoch)
+    folder.forget_after(epoch, best)
     assert saved(folder) == kept
     index = folder.read_index()
-    assert (index["last"], index["best"]) == (last, best)
+    assert (index["last"], index["best"]) == (epoch or None, best or None)
 
 
 # --- sweep folders ----------------------------------------------------------------
@@ -729,7 +594,7 @@ def test_a_sync_that_fails_is_an_error(
 
     monkeypatch.setattr(durable, "MAX_SINGLE_SYNCS", 0)
     monkeypatch.setattr(durable, "_c_library", Library)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(StorageError, match="Input/output"):
         sweep.create_run(0, spec_of())
     assert numbers(sweep) == []
 

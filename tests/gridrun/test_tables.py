@@ -18,9 +18,10 @@ from strategies import IMAGES, RETINA, write_run, write_sweep
 
 from gridrun.analysis import tables
 from gridrun.analysis.sweep import Sweep, load_sweep
+from gridrun.claims import Claim
 from gridrun.errors import ConfigError, StoreError
 from gridrun.run import RunState
-from gridrun.store import Claim, SweepFolder
+from gridrun.store import SweepFolder
 
 
 @pytest.fixture

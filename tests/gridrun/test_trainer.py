@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gridrun.claims import Claim
 from gridrun.config import Hyperparams
 from gridrun.effects import check_effects, make_specs
 from gridrun.planner import cohort_key
 from gridrun.request import read_request
 from gridrun.run import RunState
-from gridrun.store import Claim, RunFolder
+from gridrun.store import RunFolder
 from gridrun.training.cohort import Interrupted, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, batches, n_batches
 from gridrun.training.seeding import generator as seeded_generator
