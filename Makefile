@@ -1,10 +1,10 @@
 # make demo: an environment in .venv, then a real grid of each library.
-# make test: all tests. make check: lint, format, types.
+# make test: all tests. make torture: the whole reliability battery, an hour. make check: lint, format, types.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check coverage reference bench install
+.PHONY: demo test torture check coverage reference bench install
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt setup.py
@@ -20,6 +20,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
+
+torture: $(INSTALLED)
+	TORTURE=full $(BIN)/python -m pytest -q -n auto tests/torture
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)
 if version is None:
     raise RuntimeError("gridrun/__init__.py states no __version__")
 
-TEST = ["pytest>=8", "hypothesis", "nbclient", "nbformat", "ipykernel"]
+TEST = ["pytest>=8", "pytest-xdist", "hypothesis", "nbclient", "nbformat", "ipykernel"]
 
 setup(
     name="gridrun",

@@ -175,8 +175,11 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
                 infos[key] = trainer.inspect_data(hyps)
             except DataError as error:
                 infos[key] = None
-                data_problems += error.problems
-            pick_device(hyps.device)
+                data_problems += [_with_file(text, request) for text in error.problems]
+            except OSError as error:  # a name that the system cannot have, say
+                infos[key] = None
+                text = f"with data_root and dataset: {error}"
+                data_problems.append(f"{request.source_of('dataset')}: {text}")
         if infos[key] is None:
             continue
         kind = hyps.model_type
@@ -188,6 +191,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
             continue
         built.add(settings)
         try:
+            pick_device(hyps.device)
             with torch.device("meta"):
                 model = build_model(request.library, hyps, infos[key])
             if hyps.init_weights_path is not None:
@@ -203,6 +207,14 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     if data_problems:
         raise DataError(list(dict.fromkeys(data_problems)))
     return tuple(notices)
+
+
+def _with_file(text: str, request: Request) -> str:
+    """A message about data with the configuration file that asks for them."""
+    key = text.partition(": ")[0]
+    if key in request.library.schema.model_fields:
+        return f"{request.source_of(key)}: {text}"
+    return f"{text} (the dataset of {request.source_of('dataset')})"
 
 
 def _check_weights(path: Path, model: Any) -> None:

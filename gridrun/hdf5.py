@@ -47,7 +47,9 @@ def data_folder(given_root: str | None, dataset: str, holds: str) -> Path:
     folder = Path(root) / dataset
     if not folder.is_dir():
         there = sorted({path.parent.name for path in Path(root).glob(f"*/{holds}")})
-        raise DataError(f"dataset: no {dataset!r} in {root}{suggest(dataset, there)}")
+        raise DataError(
+            f"dataset: no {dataset!r} in {root} ({said_by}){suggest(dataset, there)}"
+        )
     return folder
 
 

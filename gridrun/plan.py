@@ -113,8 +113,11 @@ def plan_sweep(
 
 
 def _refuse_other_folder(folder: SweepFolder) -> None:
-    if folder.exists() or not folder.path.exists():
-        return
+    try:
+        if folder.exists() or not folder.path.exists():
+            return
+    except OSError as error:  # a name that the system cannot have, say
+        raise ConfigError(f"save_root: {error}; choose another save_root") from error
     if not folder.path.is_dir():
         raise ConfigError(f"exp_name: {folder.path} is a file; choose another name")
     others = [p.name for p in folder.path.iterdir() if not p.name.startswith(".")]

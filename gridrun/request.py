@@ -20,7 +20,7 @@ from gridrun.config import (
     set_nested,
     suggest,
 )
-from gridrun.config.files import absolute, not_finite
+from gridrun.config.files import absolute, odd_values
 from gridrun.errors import ConfigError
 from gridrun.grid import MAX_RUNS, SWEEP_OPTION, Grid, axis_keys, parse_ranges, points
 from gridrun.plugins import Library, libraries, library_of
@@ -223,7 +223,7 @@ class _File:
 def _read(given: str | Path | Mapping[str, Any] | Sequence[Any], kind: str) -> _File:
     if not isinstance(given, str | Path):
         plain = dict(given) if isinstance(given, Mapping) else list(given)
-        wrong = [(k, f"{n} is not a finite number") for k, n in not_finite(plain)]
+        wrong = list(odd_values(plain))
         found = tuple(Problem(kind, key, text) for key, text in wrong)
         return _File(plain, kind, Path.cwd(), found)
     path, name = Path(given), str(given)
@@ -289,11 +289,12 @@ def _refuse_too_many(base: Mapping[str, Any], grids: Sequence[Grid], name: str) 
     if isinstance(base.get("seeds"), list):
         repeats.append(len(base["seeds"]))
     n_repeats = max([1, *(n for n in repeats if isinstance(n, int))])
-    n_runs = sum(grid.n_points for grid in grids) * n_repeats
-    if n_runs > MAX_RUNS:
+    n_points = sum(grid.n_points for grid in grids)
+    if n_points * n_repeats > MAX_RUNS:
         raise ConfigError(
-            f"{name}: {_count(n_runs)} runs, more than {MAX_RUNS:,}; sweep fewer "
-            f'values, or draw some with "{SWEEP_OPTION}"'
+            f"{name}: {_count(n_points * n_repeats)} runs (n_repeats {n_repeats:,}), "
+            f"more than {MAX_RUNS:,}; sweep fewer values, or draw some with "
+            f'"{SWEEP_OPTION}", or repeat less often'
         )
 
 

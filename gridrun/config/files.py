@@ -19,8 +19,8 @@ def read_json(path: Path) -> tuple[Any, list[tuple[str, str]]]:
     """Read a JSON file.
 
     Returns:
-        Its content, and a (key, message) for each key that stands twice and each
-        number that is not finite.
+        Its content, and a (key, message) for each key that stands twice, each number
+        that is not finite and each text that is none.
 
     Raises:
         ConfigError: If it cannot be read, with the line where JSON itself is wrong.
@@ -52,10 +52,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[tuple[str, str]]]:
     try:
         data = json.loads(text, object_pairs_hook=unique)
         problems = [(name, "stands twice; keep one") for name in twice]
-        problems += [
-            (name, f"{number} is not a finite number")
-            for name, number in not_finite(data)
-        ]
+        problems += odd_values(data)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{source}: not valid JSON: {error.msg} "
@@ -68,17 +65,20 @@ def parse_json(text: str, source: str) -> tuple[Any, list[tuple[str, str]]]:
     return data, problems
 
 
-def not_finite(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """The outermost key and the value of each NaN and infinity."""
+def odd_values(data: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The outermost key and a message for each value that cannot be written back."""
     if isinstance(data, float) and not math.isfinite(data):
-        yield name, data
+        yield name, f"{data} is not a finite number"
     inner: Iterable[tuple[str, Any]] = ()
     if isinstance(data, dict):
         inner = data.items()
     elif isinstance(data, list):
         inner = (("", value) for value in data)
+    elif isinstance(data, str) and any("\ud800" <= sign <= "\udfff" for sign in data):
+        yield name, f"{data!a} holds half a character (\\ud800 to \\udfff)"
     for key, value in inner:
-        yield from not_finite(value, name or key)
+        yield from odd_values(key, ascii(key)[1:-1])
+        yield from odd_values(value, name or key)
 
 
 def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:

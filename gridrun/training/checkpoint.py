@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,7 @@ def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str,
         CheckpointError: If it is damaged, or holds more than data.
     """
     try:
+        _refuse_inflation(content)
         checkpoint = torch.load(
             io.BytesIO(content), map_location=device, weights_only=True
         )
@@ -77,6 +79,20 @@ def from_bytes(content: bytes, source: object, device: str = "cpu") -> dict[str,
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise CheckpointError(f"{source}: not a checkpoint (no model_state_dict)")
     return checkpoint
+
+
+def _refuse_inflation(content: bytes) -> None:
+    """torch stores its archives' parts as they are; others could fill the memory.
+
+    Raises:
+        ValueError: If a part is compressed, or larger than the file.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return  # refused by torch, or a format that cannot inflate
+    for part in zipfile.ZipFile(io.BytesIO(content)).infolist():
+        is_stored = part.compress_type == zipfile.ZIP_STORED
+        if not is_stored or part.file_size > len(content):
+            raise ValueError(f"its part {part.filename} is compressed")
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -144,3 +144,19 @@ def root(tmp_path: Path) -> Iterator[Path]:
 def random_of(*name: object) -> random.Random:
     """Random numbers that a failed trial can be repeated with."""
     return random.Random(repr(name))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How often each test of the battery passed."""
+    if not IS_FULL:
+        return
+    tally: dict[str, dict[str, int]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            name = report.nodeid.partition("[")[0]
+            if "torture" in name and (report.when == "call" or outcome != "passed"):
+                counts = tally.setdefault(name.rpartition("/")[2], {})
+                counts[outcome] = counts.get(outcome, 0) + 1
+    for name, counts in sorted(tally.items()):
+        text = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        terminalreporter.write_line(f"{name:75}{text}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 KILL = -1
+SABOTAGE = str(Path(__file__).parent / "sabotage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,12 @@ class Nursery:
     def __init__(self, shim: Path, modules: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(shim), *modules],
-            env={**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "LD_PRELOAD": str(shim),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([SABOTAGE, *filter(None, sys.path)]),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

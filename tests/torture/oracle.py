@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-PLACES = {"save_root", "executor", "workers", "cohort_size", "max_attempts"}
+PLACES = {"save_root", "executor", "workers", "cohort_size"}
+PLACES |= {"max_attempts", "hang_timeout_s", "claim_timeout_s"}
 TIMES = {"time_s", "duration_s"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,19 +14,25 @@ import pytest
 from torture.conftest import Scenario, count
 from torture.test_kills import struck_calls
 
+N_PARTS = count(5, 1)
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
 
 
+@pytest.mark.parametrize("part", range(N_PARTS))
 @pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("repeats", [True, False], ids=["from", "once"])
 def test_every_change_of_a_file_fails(
-    scenarios: dict[str, Scenario], tmp_path: Path, number: int, repeats: bool
+    scenarios: dict[str, Scenario],
+    tmp_path: Path,
+    number: int,
+    repeats: bool,
+    part: int,
 ) -> None:
     """The n-th change fails, alone or with all after it; the next command goes on."""
     scenario = scenarios["images"]
     is_thorough = repeats and number == errno.ENOSPC
-    n_points = count(10_000 if is_thorough else 60, 8 if is_thorough else 3)
-    for at in struck_calls(scenario.n_calls, n_points):
+    n_points = count(10_000 if is_thorough else 100, 6 if is_thorough else 2)
+    for at in struck_calls(scenario.n_calls, n_points)[part::N_PARTS]:
         root = tmp_path / str(at)
         ended = scenario.run(root, at=at, how=number, repeats=repeats)
         assert "Traceback" not in ended.errors, (at, ended.errors)
@@ -34,6 +41,7 @@ def test_every_change_of_a_file_fails(
             assert os.strerror(number) in ended.errors, (at, ended.errors)
             assert str(root / "sweep") in ended.errors, (at, ended.errors)
         scenario.finish(root)
+        shutil.rmtree(root)
 
 
 @pytest.fixture

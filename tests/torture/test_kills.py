@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from torture.conftest import Scenario, count, random_of
 
 N_KILLS = count(160, 6)  # in forked commands
 N_COMMANDS = count(40, 4)  # commands with worker processes
-N_POINTS = count(10_000, 25)  # of the changes of files, all in full
+N_POINTS = count(10_000, 20)  # of the changes of files, all in full
+N_PARTS = count(20, 1)
 MOST_KILLS = 4
 
 
@@ -137,20 +139,22 @@ def struck_calls(n_calls: int, n_points: int) -> list[int]:
     return [math.ceil((i + 0.5) * n_calls / n_points) for i in range(n_points)]
 
 
+@pytest.mark.parametrize("part", range(N_PARTS))
 @pytest.mark.parametrize("name", ["images", "retina"])
 def test_killed_at_every_change_of_a_file(
-    scenarios: dict[str, Scenario], tmp_path: Path, name: str
+    scenarios: dict[str, Scenario], tmp_path: Path, name: str, part: int
 ) -> None:
     """Every open, write, sync, renaming and removal of a 4-run sweep is a last one."""
     scenario = scenarios[name]
     assert scenario.n_calls > 200
-    for at in struck_calls(scenario.n_calls, N_POINTS):
+    for at in struck_calls(scenario.n_calls, N_POINTS)[part::N_PARTS]:
         root = tmp_path / str(at)
         ended = scenario.run(root, at=at)
         assert ended.code == -signal.SIGKILL, (at, ended)
         before = epochs_on_disk(root / "sweep")
         scenario.finish(root)
         assert_little_is_redone(root / "sweep", before)
+        shutil.rmtree(root)
 
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 140)]

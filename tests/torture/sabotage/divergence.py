@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 
 def _at(step: int, value: float) -> None:
@@ -28,4 +27,4 @@ def _at(step: int, value: float) -> None:
 
 def __getattr__(name: str) -> object:
     _, step, value = name.split("_")
-    return lambda: _at(int(step), math.nan if value == "nan" else math.inf)
+    return lambda: _at(int(step), float(value))

@@ -6,7 +6,7 @@ import time
 
 
 def patch(trainer: type, how: str) -> None:
-    """Let the fourth step of that run go wrong."""
+    """Let the fourth step of that run go wrong, and all after it."""
     step = trainer.train_step
     n_steps = 0
 
@@ -14,7 +14,7 @@ def patch(trainer: type, how: str) -> None:
         nonlocal n_steps
         if run.hyps.lr == 0.02 and run.seed == 6:
             n_steps += 1
-            if n_steps == 4:
+            if n_steps >= 4:
                 ACTIONS[how]()
         return step(self, run, batch)
 
