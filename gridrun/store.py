@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -359,13 +360,27 @@ class SweepFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the sweep's lock (of the folder itself: no file appears)."""
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = self._locked_descriptor()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             remove_temporaries(self.path)
             yield
         finally:
             os.close(descriptor)
+
+    def _locked_descriptor(self) -> int:
+        with writing(self.path):
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno != errno.EBADF:
+                    raise
+                # NFS locks only what is open for writing, which a folder cannot be
+                path = self.path / ".lock"
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
 
     def create_run(self, number: int, spec: RunSpec) -> RunFolder:
         """Make one run's folder; see `create_runs`."""

@@ -28,6 +28,8 @@ WITHOUT_TORCH = (
     "gridrun.request",
     "gridrun.run",
     "gridrun.durable",
+    "gridrun.claims",
+    "gridrun.repair",
     "gridrun.store",
     "gridrun.sweep",
     "gridrun.analysis.tables",
@@ -84,6 +86,19 @@ def modules_after(code: str, cwd: Path) -> tuple[int, set[str]]:
     return done.returncode, set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.parametrize("package", ["gridrun", *LIBRARIES, "benchmarks"])
+def test_no_file_is_loaded_with_code_in_it(package: str) -> None:
+    """Every torch.load says weights_only=True, and no array may hold objects."""
+    for path in sorted((REPOSITORY / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if ast.unparse(node.func) == "torch.load":
+                assert keywords.get("weights_only") == "True", (path, node.lineno)
+            assert keywords.get("allow_pickle", "False") == "False", (path, node.lineno)
+
+
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_modules_that_load_no_torch(module: str, tmp_path: Path) -> None:
     """What plans, stores and shows sweeps can be imported without torch."""
@@ -100,6 +115,7 @@ def test_modules_that_load_no_torch(module: str, tmp_path: Path) -> None:
         (["schema", "imgclass"], 0),
         (["status", "nowhere"], 2),
         (["results", "nowhere"], 2),
+        (["repair", "nowhere"], 2),
         (["run", "nowhere.json"], 2),
         (["run", "typo.json"], 2),
     ],

@@ -599,6 +599,26 @@ def test_a_sync_that_fails_is_an_error(
     assert numbers(sweep) == []
 
 
+def test_the_lock_of_a_sweep_on_nfs(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a folder cannot be locked a hidden file is, and it excludes as well."""
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: int, operation: int) -> None:
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_RDWR:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with sweep.locked():
+        descriptor = os.open(sweep.path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
 def test_the_lock_of_a_sweep_is_exclusive_and_leaves_no_file(
     sweep: SweepFolder,
 ) -> None:
