@@ -196,7 +196,7 @@ class Sweep:
         table = pd.DataFrame(tables.summary_rows(runs))
         if metric is None:
             return table
-        known = tables.metric_names(tables.result_rows(runs))
+        known = tables.metric_columns(runs)
         tables.check_metric(metric, known)
         kept = [*tables.axis_names(runs), "n_failed"]
         columns = {f"{metric}_{name}": name for name in tables.statistics([])}
@@ -221,7 +221,7 @@ class Sweep:
             StoreError: If no grid point is complete.
         """
         runs = tables.read_runs(self.folder)
-        tables.check_metric(metric, tables.metric_names(tables.result_rows(runs)))
+        tables.check_metric(metric, tables.metric_columns(runs))
         points: dict[str, list[tables.RunSummary]] = {}
         for run in runs:
             points.setdefault(run.point, []).append(run)

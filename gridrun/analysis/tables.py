@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from gridrun.config import complete, get_nested, keys_of, suggest, varied, varying
@@ -20,6 +20,7 @@ from gridrun.store import RunFolder, SweepFolder
 
 logger = logging.getLogger(__name__)
 CONFIDENCE = 0.95
+BEFORE_AXES = ("number", "state", "repeat", "seed")
 NOT_METRICS = ("epoch", "lr", "time_s")
 Row = dict[str, Any]
 
@@ -153,14 +154,17 @@ def cell(value: Any) -> Any:
 def result_rows(
     runs: Sequence[RunSummary], axes: Sequence[str] | None = None
 ) -> list[Row]:
-    """One row per run.
+    """One row per run, all with the same columns.
 
     Args:
         runs: The runs.
         axes: Their `axis_names`, if they are known.
     """
-    axes = axis_names(runs) if axes is None else axes
-    rows = []
+    return list(_result_rows(runs, axis_names(runs) if axes is None else axes))
+
+
+def _result_rows(runs: Sequence[RunSummary], axes: Sequence[str]) -> Iterator[Row]:
+    metrics = metric_columns(runs, axes)
     for run in runs:
         attempts = run.record["attempts"]
         row: Row = {
@@ -171,14 +175,26 @@ def result_rows(
         }
         row |= {name: cell(axis_value(run, name)) for name in axes}
         row["best_epoch"] = run.record.get("best_epoch")
-        row |= {n: value for n, value in run.metrics().items() if n not in row}
+        found = run.metrics()
+        row |= {name: found.get(name) for name in metrics}
         row["duration_s"] = round(sum(r["time_s"] for r in run.epochs), 3)
         row["parameters"] = run.record.get("parameters")
         row["engine"] = attempts[-1].get("engine") if attempts else None
         row["folder"] = run.folder.path.name
         row["error"] = run.record.get("error")
-        rows.append(row)
-    return _aligned(rows)
+        yield row
+
+
+def metric_columns(
+    runs: Sequence[RunSummary], axes: Sequence[str] | None = None
+) -> list[str]:
+    """Every metric that a run has, in the order in which they come.
+
+    Args: as of `result_rows`.
+    """
+    axes = axis_names(runs) if axes is None else axes
+    names = dict.fromkeys(name for run in runs for name in run.metrics())
+    return [name for name in names if name not in (*BEFORE_AXES, *axes)]
 
 
 def axis_value(run: RunSummary, name: str) -> Any:
@@ -188,48 +204,21 @@ def axis_value(run: RunSummary, name: str) -> Any:
     return get_nested(run.hyps, name)
 
 
-def _aligned(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the same columns; metrics that only some have come among the others."""
-    tail = ["duration_s", "parameters", "engine", "folder", "error"]
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns |= dict.fromkeys(name for name in row if name not in tail)
-    return [{name: row.get(name) for name in [*columns, *tail]} for row in rows]
-
-
-def metric_names(rows: Iterable[Row]) -> list[str]:
-    """The metric columns of result rows."""
-    names: dict[str, None] = {}
-    for row in rows:
-        started = False
-        for name in row:
-            if name == "duration_s":
-                break
-            if started:
-                names[name] = None
-            started = started or name == "best_epoch"
-    return list(names)
-
-
 def summary_rows(
-    runs: Sequence[RunSummary],
-    axes: Sequence[str] | None = None,
-    results: Sequence[Row] | None = None,
+    runs: Sequence[RunSummary], axes: Sequence[str] | None = None
 ) -> list[Row]:
     """One row per grid point: n, mean, sd, sem and 95 % interval of each metric.
 
-    Args:
-        runs: The runs.
-        axes: Their `axis_names`, if they are known.
-        results: Their `result_rows`, if they are known.
+    Args: as of `result_rows`.
     """
-    axes = axis_names(runs) if axes is None else axes
-    results = result_rows(runs, axes) if results is None else results
-    metrics = metric_names(results[:1])  # rows have the same columns
+    return list(_summary_rows(runs, axis_names(runs) if axes is None else axes))
+
+
+def _summary_rows(runs: Sequence[RunSummary], axes: Sequence[str]) -> Iterator[Row]:
+    metrics = metric_columns(runs, axes)
     points: dict[str, list[RunSummary]] = {}
     for run in runs:
         points.setdefault(run.point, []).append(run)
-    rows = []
     for repeats in points.values():
         done = [run.metrics() for run in repeats if run.state is RunState.DONE]
         row: Row = {name: cell(axis_value(repeats[0], name)) for name in axes}
@@ -240,8 +229,7 @@ def summary_rows(
             values = [found[metric] for found in done if metric in found]
             for name, value in statistics(values).items():
                 row[f"{metric}_{name}"] = value
-        rows.append(row)
-    return rows
+        yield row
 
 
 def statistics(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -263,17 +251,18 @@ def statistics(values: Sequence[float]) -> dict[str, float | int | None]:
     return dict(zip(names, numbers, strict=True))
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV; missing values empty."""
+def csv_text(rows: Iterable[Row]) -> str:
+    """Rows with the same columns as CSV; missing values empty."""
     text = io.StringIO()
-    if rows:
-        # Python's writer leaves a carriage return unquoted where lines end otherwise
-        has_return = any("\r" in str(v) for row in rows for v in row.values())
-        quoting: Any = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
-        names = list(rows[0])
-        writer = csv.DictWriter(text, names, lineterminator="\n", quoting=quoting)
-        writer.writeheader()
-        writer.writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    # Python's writer leaves a carriage return unquoted where lines end otherwise
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for number, row in enumerate(rows):
+        if number == 0:
+            plain.writerow(row)
+        cells = row.values()
+        has_return = any("\r" in one for one in cells if isinstance(one, str))
+        (quoted if has_return else plain).writerow(cells)
     return text.getvalue()
 
 
@@ -298,9 +287,8 @@ def write_tables(sweep: SweepFolder) -> list[RunSummary]:
         if _are_final(sweep, runs):
             return runs
         axes = axis_names(runs)
-        rows = result_rows(runs, axes)
-        write_durably(sweep.results, csv_text(rows))
-        write_durably(sweep.summary, csv_text(summary_rows(runs, axes, rows)))
+        write_durably(sweep.results, csv_text(_result_rows(runs, axes)))
+        write_durably(sweep.summary, csv_text(_summary_rows(runs, axes)))
     return runs
 
 
