@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from gridrun.durable import read_record, remove_temporaries, write_json
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.plan import new_record
 from gridrun.plugins import library_of
+from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder
 
 
@@ -103,16 +105,16 @@ def _damages(folder: RunFolder) -> Iterator[Finding]:
     try:
         folder.read_metrics()
     except StoreError as error:
-        yield Finding(f"{error}; {_remedy(folder)}", is_mended=False)
+        text = f"{error}; to train the run anew, to the same bits, remove {folder.path}"
+        yield Finding(f"{text} and give the sweep's command again", is_mended=False)
     for epoch in sorted(f["epoch"] for f in folder.read_index()["files"].values()):
         try:
             folder.read_checkpoint(epoch)
         except CheckpointError as error:
-            yield Finding(f"{error}; {_remedy(folder)}", is_mended=False)
-
-
-def _remedy(folder: RunFolder) -> str:
-    return (
-        f"if it is needed, remove {folder.path} and give the sweep's command again: "
-        "the run is trained anew, to the same bits"
-    )
+            with contextlib.suppress(StoreError):  # named above
+                folder.update(state=RunState.INTERRUPTED.value)
+            yield Finding(
+                f"{error}; the run counts as interrupted: give the sweep's command "
+                "again, which trains it from its last whole epoch to the same bits",
+                is_mended=False,
+            )

@@ -147,7 +147,12 @@ def test_repair(
     assert main(["repair", str(sweep)]) == 1
     said = capsys.readouterr().out
     assert str(path) in said
-    assert f"remove {runs[2]}" in said
-    shutil.rmtree(runs[2])  # as it says
+    assert "counts as interrupted" in said
+    scenario.finish(root)
+    assert main(["repair", str(sweep)]) == 0
+    (runs[1] / "metrics.csv").write_text("epoch,loss\n1,x\n", encoding="utf-8")
+    assert main(["repair", str(sweep)]) == 1
+    assert f"remove {runs[1]}" in capsys.readouterr().out
+    shutil.rmtree(runs[1])  # as it says
     scenario.finish(root)
     assert main(["repair", str(sweep)]) == 0
