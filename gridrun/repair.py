@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 from gridrun.analysis.tables import write_tables
 from gridrun.claims import Claim, claim_holder
 from gridrun.durable import read_record, remove_temporaries, write_json
 from gridrun.errors import CheckpointError, StoreError
-from gridrun.plan import new_record
+from gridrun.plan import PlannedRun, new_record
 from gridrun.plugins import library_of
 from gridrun.run import RunState
-from gridrun.store import RunFolder, SweepFolder
+from gridrun.store import RunFolder, SweepFolder, pending_record
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +121,32 @@ def _damages(folder: RunFolder) -> Iterator[Finding]:
                 "again, which trains it from its last whole epoch to the same bits",
                 is_mended=False,
             )
+
+
+def mend_record(run: PlannedRun, error: StoreError) -> RunState:
+    """Write a run's damaged run.json anew; it goes on from its last checkpoint.
+
+    Args:
+        run: As its request has it.
+        error: What is wrong.
+
+    Returns:
+        The run's state then.
+    """
+    assert run.folder is not None
+    logger.warning("%s; it is written anew", error)
+    claim = Claim(run.folder.claim)
+    if claim.acquire():
+        write_json(run.folder.record, pending_record(run.number, run.spec))
+        claim.release()
+    return RunState.PENDING
+
+
+def mend_hyperparams(run: PlannedRun) -> None:
+    """Write the configuration of a finished run anew, if it is damaged."""
+    assert run.folder is not None
+    try:
+        read_record(run.folder.hyperparams)
+    except StoreError as error:
+        logger.warning("%s; it is written anew", error)
+        write_json(run.folder.hyperparams, run.spec.hyps.model_dump(mode="json"))

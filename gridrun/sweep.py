@@ -17,9 +17,8 @@ from typing import Any
 
 from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
 from gridrun.analysis.tables import RunSummary, write_tables
-from gridrun.claims import Claim, ClaimWatch
+from gridrun.claims import ClaimWatch
 from gridrun.config import Hyperparams, varied
-from gridrun.durable import read_record, write_json
 from gridrun.errors import StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
 from gridrun.executors.fork_server import ForkServer
@@ -34,9 +33,10 @@ from gridrun.plan import (
     settle,
 )
 from gridrun.planner import Job, plan_cohorts
+from gridrun.repair import mend_hyperparams, mend_record
 from gridrun.request import Point, Request, read_request
 from gridrun.run import RunState
-from gridrun.store import SweepFolder, pending_record
+from gridrun.store import SweepFolder
 from gridrun.tracking.progress import Progress
 
 __all__ = ["Run", "Sweep", "load_model", "load_sweep", "run_sweep"]
@@ -178,21 +178,11 @@ def _execute(
     found = {one.record["number"] for one in everything}
     if lost := [run for run in numbering.runs if run.number not in found]:
         for run in lost:
-            _mend_hyperparams(run)
+            mend_hyperparams(run)
         everything = write_tables(plan.folder)
     numbers = {run.number for run in numbering.runs}
     runs = [one for one in everything if one.record["number"] in numbers]
     return Outcome(plan.folder, runs)
-
-
-def _mend_hyperparams(run: PlannedRun) -> None:
-    """Write the configuration of a finished run anew, if it is damaged."""
-    assert run.folder is not None
-    try:
-        read_record(run.folder.hyperparams)
-    except StoreError as error:
-        logger.warning("%s; it is written anew", error)
-        write_json(run.folder.hyperparams, run.spec.hyps.model_dump(mode="json"))
 
 
 def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
@@ -213,22 +203,11 @@ def _due(
         try:
             state = run.state
         except StoreError as error:
-            state = _written_anew(run, error)
+            state = mend_record(run, error)
         if state in final or (run.number in retried and state.is_final):
             continue
         due.append(run)
     return due
-
-
-def _written_anew(run: PlannedRun, error: StoreError) -> RunState:
-    """Replace a run's damaged record; the run goes on from its last checkpoint."""
-    assert run.folder is not None
-    logger.warning("%s; it is written anew", error)
-    claim = Claim(run.folder.claim)
-    if claim.acquire():
-        write_json(run.folder.record, pending_record(run.number, run.spec))
-        claim.release()
-    return RunState.PENDING
 
 
 def _holder(run: PlannedRun, watch: ClaimWatch) -> str | None:

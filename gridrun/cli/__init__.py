@@ -8,9 +8,14 @@ or data, with nothing written; 130, 143, 140 stopped by SIGINT, SIGTERM, SIGUSR2
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from gridrun.cli.data import add_data
 from gridrun.cli.models import add_models, add_schema
@@ -18,6 +23,8 @@ from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
 from gridrun.cli.show import add_results, add_status
 from gridrun.errors import GridrunError, StorageError, SweepStopped
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = logging.INFO if given.command == "data" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     try:
-        return int(given.function(given))
+        with exits_on_signals() if given.command == "run" else contextlib.nullcontext():
+            return int(given.function(given))
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
@@ -51,6 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, say: what is finished is kept
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def exits_on_signals() -> Iterator[None]:
+    """End at once where no sweep handles signals; what is on disk is whole.
+
+    An exception instead could be swallowed by a module that is just being imported.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{SweepStopped(number)}\n".encode())
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

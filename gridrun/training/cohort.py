@@ -157,10 +157,6 @@ class LiveRun:
         Args:
             circumstances: What can change bits, or tells where the attempt runs.
         """
-        given = self.hyps.model_dump(mode="json")
-        if self._recorded_hyperparams() != given:
-            write_json(self.folder.hyperparams, given)
-        self.folder.failure.unlink(missing_ok=True)
         first_epoch = (self.folder.read_index()["last"] or 0) + 1
         start = {"started": now(), "first_epoch": first_epoch}
         self.note(
@@ -168,6 +164,11 @@ class LiveRun:
             attempts=[*self.record["attempts"], start | dict(circumstances)],
             error=None,
         )
+        given = self.hyps.model_dump(mode="json")
+        if self._recorded_hyperparams() != given:
+            write_json(self.folder.hyperparams, given)
+        with writing(self.folder.failure):
+            self.folder.failure.unlink(missing_ok=True)
 
     def _recorded_hyperparams(self) -> dict[str, Any] | None:
         try:

@@ -75,10 +75,10 @@ BUGS = [
         EVERY,
     ),
     Bug(
-        "leftovers not removed",
-        "gridrun/training/cohort.py",
-        "            remove_temporaries(folder.checkpoints)\n",
-        "",
+        "dead claims not removed",
+        "gridrun/plan.py",
+        "        _remove_dead_claim(run)\n",
+        "        pass\n",
         EVERY,
     ),
     Bug(
