@@ -48,7 +48,11 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "pre-commit", "pytest-cov"],
     },
     entry_points={
-        "console_scripts": ["gridrun = gridrun.cli:main"],
+        "console_scripts": [
+            "gridrun = gridrun.cli:main",
+            "train = gridrun.cli:train",
+            "evaluate = gridrun.cli:evaluate",
+        ],
         "gridrun.libraries": [
             "torchdeepretina = torchdeepretina:LIBRARY",
             "imgclass = imgclass:LIBRARY",

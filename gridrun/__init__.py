@@ -1,6 +1,7 @@
 """Hyperparameter grids for PyTorch: expanded, repeated, resumed, compared.
 
-The Python front door: `run_sweep`, `load_sweep`. Importing this loads no torch.
+The Python front door: `run_sweep`, `load_sweep`, `Experiment`. Importing this loads no
+torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FRONT_DOOR = {
+    "Experiment": "gridrun.experiment",
     "run_sweep": "gridrun.sweep",
     "load_sweep": "gridrun.sweep",
     "load_model": "gridrun.sweep",

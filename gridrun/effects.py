@@ -157,6 +157,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     """
     import torch
 
+    from gridrun.training.data import n_batches
     from gridrun.training.job import pick_device
     from gridrun.training.trainer import build_model
 
@@ -182,6 +183,13 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
                 data_problems.append(f"{request.source_of('dataset')}: {text}")
         if infos[key] is None:
             continue
+        n_steps = n_batches(infos[key].n_samples["train"], hyps.batch_size)
+        if hyps.log_frequency > n_steps:
+            source = request.source_of("log_frequency")
+            text = (
+                f"{hyps.log_frequency} evaluations, but an epoch has {n_steps} batches"
+            )
+            model_problems.append(Problem(source, "log_frequency", text))
         kind = hyps.model_type
         if kind not in read:
             read[kind] = reads(request.library.model(kind))

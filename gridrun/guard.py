@@ -143,7 +143,7 @@ def restart(found: Sequence[Change]) -> None:
         if change.is_finished or not claim.acquire():
             continue
         change.folder.forget_after(0, best=0)
-        change.folder.cut_metrics(0)
+        change.folder.cut_tables(0)
         for derived in ("pruning.csv", "pruned_model.pt"):
             (change.folder.path / derived).unlink(missing_ok=True)
         claim.release()

@@ -106,7 +106,7 @@ def _damages(folder: RunFolder) -> Iterator[Finding]:
             text = f"{error}; give the sweep's command again, which writes it anew"
             yield Finding(text, is_mended=False)
     try:
-        folder.read_metrics()
+        folder.epochs.read()
     except StoreError as error:
         text = f"{error}; to train the run anew, to the same bits, remove {folder.path}"
         yield Finding(f"{text} and give the sweep's command again", is_mended=False)

@@ -291,10 +291,10 @@ def _refuse_too_many(base: Mapping[str, Any], grids: Sequence[Grid], name: str) 
     n_repeats = max([1, *(n for n in repeats if isinstance(n, int))])
     n_points = sum(grid.n_points for grid in grids)
     if n_points * n_repeats > MAX_RUNS:
+        less = f", or less than {n_repeats:,} n_repeats" if n_repeats > 1 else ""
         raise ConfigError(
-            f"{name}: {_count(n_points * n_repeats)} runs (n_repeats {n_repeats:,}), "
-            f"more than {MAX_RUNS:,}; sweep fewer values, or draw some with "
-            f'"{SWEEP_OPTION}", or repeat less often'
+            f"{name}: {_count(n_points * n_repeats)} runs, more than {MAX_RUNS:,}; "
+            f'sweep fewer values, or draw some with "{SWEEP_OPTION}"{less}'
         )
 
 

@@ -7,7 +7,6 @@ leaves the old file or the new one. Run folders are the truth; tables are derive
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import errno
 import fcntl
@@ -17,7 +16,6 @@ import io
 import logging
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +30,10 @@ from gridrun.durable import (
     sync_files,
     sync_folder,
     temporary,
-    write_durably,
     write_json,
     writing,
 )
+from gridrun.epoch_table import EpochTable
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunSpec, RunState
 
@@ -105,60 +103,24 @@ class RunFolder:
             return RunState.INTERRUPTED
         return state
 
-    # metrics.csv: append-only, cut back to the checkpointed epoch on resuming
+    # tables: append-only, cut back to the checkpointed epoch on resuming
 
-    def append_metrics(self, row: Mapping[str, float | int]) -> None:
-        """Add one epoch's row, on disk when this returns."""
-        with (
-            writing(self.metrics),
-            self.metrics.open("a+", encoding="utf-8", newline="") as file,
-        ):
-            file.seek(0)
-            columns = next(csv.reader(file), None)
-            writer = csv.DictWriter(file, columns or list(row), lineterminator="\n")
-            if columns is None:
-                writer.writeheader()
-            writer.writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
-        if columns is None:
-            sync_folder(self.path)
+    @functools.cached_property
+    def epochs(self) -> EpochTable:
+        return EpochTable(self.metrics)
 
-    def read_metrics(self) -> list[dict[str, float]]:
-        """All complete rows, one dictionary an epoch.
+    @functools.cached_property
+    def evaluations(self) -> EpochTable:
+        return EpochTable(self.path / "evaluations.csv")
 
-        Raises:
-            StoreError: If the file is damaged.
-        """
-        try:
-            text = self.metrics.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            raise StoreError(f"{self.metrics}: damaged: {error}") from error
-        complete = text[: text.rfind("\n") + 1].splitlines()
-        names, *lines = list(csv.reader(complete)) or [[]]
-        names = [sys.intern(name) for name in names]
-        rows = []
-        try:
-            for line in lines:
-                row = dict(zip(names, map(float, line), strict=True))
-                rows.append(row | {"epoch": int(row["epoch"])})
-        except (ValueError, KeyError) as error:
-            raise StoreError(f"{self.metrics}: damaged: {error}") from error
-        return rows
+    @functools.cached_property
+    def batches(self) -> EpochTable:
+        return EpochTable(self.path / "batches.csv")
 
-    def cut_metrics(self, epoch: int) -> None:
+    def cut_tables(self, epoch: int) -> None:
         """Drop rows after an epoch."""
-        if not self.metrics.exists():
-            return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[: epoch + 1] if line.endswith("\n")]
-        if epoch == 0 or len(kept) <= 1:
-            with writing(self.metrics):
-                self.metrics.unlink()
-        elif kept != lines:
-            write_durably(self.metrics, "".join(kept))
+        for table in (self.epochs, self.evaluations, self.batches):
+            table.cut(epoch)
 
     # checkpoints: a file an epoch, index.json says which are last and best
 

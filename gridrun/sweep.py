@@ -245,6 +245,7 @@ def _train(
         n_runs=len(runs),
         labels={run.number: run.label for run in runs},
         is_quiet=quiet,
+        is_verbose=hyps.verbose,
     )
     tables = TableWriter(plan.folder)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gridrun.analysis import tables
-from gridrun.durable import read_record
+from gridrun.durable import read_record, write_json
 from gridrun.errors import CheckpointError, ConfigError, StoreError
 from gridrun.plugins import Library, library_of
 from gridrun.run import RunState
@@ -81,7 +81,7 @@ class Run:
         """One row an epoch: losses, metrics, learning rate, seconds."""
         import pandas as pd
 
-        return pd.DataFrame(self.folder.read_metrics())
+        return pd.DataFrame(self.folder.epochs.read())
 
     def epochs(self) -> list[int]:
         """Epochs whose checkpoint is kept."""
@@ -133,6 +133,37 @@ class Run:
         """Predictions on train, val or test, as the run's library defines them."""
         trainer = self.library.load_trainer()
         return trainer.predict(self.load_model(epoch), self.hyps, split)
+
+    def evaluate(
+        self,
+        split: str = "test",
+        epoch: Epoch = "best",
+        device: str = "auto",
+        is_saved: bool = False,
+    ) -> dict[str, float]:
+        """Loss and metrics on train, val or test.
+
+        Args:
+            split: train, val or test.
+            epoch: best, last or a number from `epochs()`.
+            device: As the key of that name.
+            is_saved: Whether to write them to `evaluation_<split>_<epoch>.json`.
+
+        Raises:
+            CheckpointError: If that epoch is not saved or its file is damaged.
+            ConfigError, DataError: If there is no such split or device, or no data.
+        """
+        from gridrun.training.evaluation import evaluate_checkpoint
+
+        if epoch == "pruned":
+            raise ConfigError("epoch: a pruned model is tested when it is made")
+        state = self.checkpoint(epoch)
+        scores = evaluate_checkpoint(self.library, self.folder, state, split, device)
+        if is_saved:
+            facts = {"split": split, "checkpoint": epoch, "epoch": state["epoch"]}
+            path = self.folder.path / f"evaluation_{split}_{epoch}.json"
+            write_json(path, facts | {"metrics": tables.without_nan(scores)})
+        return scores
 
 
 class Sweep:

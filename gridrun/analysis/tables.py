@@ -75,7 +75,7 @@ def read_runs(sweep: SweepFolder) -> list[RunSummary]:
         try:
             record = folder.read()
             hyps = read_record(folder.hyperparams)
-            state, epochs = folder.state(record), folder.read_metrics()
+            state, epochs = folder.state(record), folder.epochs.read()
         except StoreError as error:
             logger.warning("a run is left out: %s", error)
             continue

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from gridrun.cli.data import add_data
+from gridrun.cli.evaluate import add_evaluate
 from gridrun.cli.models import add_models, add_schema
 from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
@@ -61,6 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def train() -> int:
+    """The command `train`: `gridrun run`, of hyperparams.json here if none is named."""
+    arguments = sys.argv[1:]
+    is_named = bool(arguments) and arguments[0].endswith(".json")
+    return main(["run", *([] if is_named else ["hyperparams.json"]), *arguments])
+
+
+def evaluate() -> int:
+    """The command `evaluate`: `gridrun evaluate`."""
+    return main(["evaluate", *sys.argv[1:]])
+
+
 @contextlib.contextmanager
 def exits_on_signals() -> Iterator[None]:
     """End at once where no sweep handles signals; what is on disk is whole.
@@ -93,6 +106,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         add_run,
         add_status,
         add_results,
+        add_evaluate,
         add_repair,
         add_schema,
         add_models,

@@ -108,7 +108,6 @@ class RunnerKeys(StrictModel):
         "evaluations per epoch",
         group="runner",
         identity="no",
-        available=False,
         ge=1,
     )
     log_loss: bool = key(
@@ -116,14 +115,12 @@ class RunnerKeys(StrictModel):
         "record the loss of every batch",
         group="runner",
         identity="no",
-        available=False,
     )
     log_grad: bool = key(
         False,
         "record the gradient's norm of every batch",
         group="runner",
         identity="no",
-        available=False,
     )
     val_example_indices: list[int] = key(
         [],
@@ -147,7 +144,7 @@ class RunnerKeys(StrictModel):
         available=False,
     )
     verbose: bool = key(
-        False, "more text", group="runner", identity="no", available=False
+        False, "a line for every epoch of a run", group="runner", identity="no"
     )
     trackers: list[str] = key(
         [],

@@ -24,6 +24,7 @@ class Progress:
         n_runs: Runs to train.
         labels: Run number -> what tells it from the others.
         is_quiet: Show nothing but failures.
+        is_verbose: Show a line for every epoch of a run, too.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Progress:
         n_runs: int,
         labels: Mapping[int, str],
         is_quiet: bool = False,
+        is_verbose: bool = False,
     ) -> None:
         self.labels = labels
         self.n_runs = n_runs
@@ -39,6 +41,7 @@ class Progress:
         self.n_epochs_seen = 0
         self.n_epochs = n_epochs
         self.is_quiet = is_quiet
+        self.is_verbose = is_verbose
         self._started = time.monotonic()
         self._next_line_s = self._started + SECONDS_BETWEEN_LINES
         self._bars: dict[int, Any] = {}
@@ -59,6 +62,8 @@ class Progress:
             self._show_step(event, worker)
         elif event.kind == "epoch":
             self._advance(1)
+            if self.is_verbose:
+                self.line(f"run {event.number}, epoch {event.epoch}{_scores(event)}")
         elif event.kind == "end":
             self._end(event)
 
@@ -112,12 +117,7 @@ class Progress:
         text = f"run {event.number}{f' ({label})' if label else ''}: {event.state}"
         if error := event.metrics.get("error"):
             text += f": {error}"
-        scores = [
-            f"{name} {value:.4g}"
-            for name, value in event.metrics.items()
-            if isinstance(value, float)
-        ]
-        text += f", {', '.join(scores)}" if scores else ""
+        text += _scores(event)
         if not self.is_quiet or event.state != "done":
             self.line(f"{text}  [{self.n_ended}/{self.n_runs}{self._remaining()}]")
 
@@ -130,6 +130,15 @@ class Progress:
         if seconds < 1:
             return ""
         return f", about {tqdm.format_interval(seconds)} left"
+
+
+def _scores(event: Event) -> str:
+    """`, name value` for every number of an event."""
+    return "".join(
+        f", {name} {value:.4g}"
+        for name, value in event.metrics.items()
+        if isinstance(value, float)
+    )
 
 
 def _in_notebook() -> bool:

@@ -23,6 +23,7 @@ from gridrun.errors import CheckpointError, StoreError
 from gridrun.run import RunState
 from gridrun.store import RunFolder
 from gridrun.training import checkpoint as checkpoints
+from gridrun.training.batch_log import BatchLog
 from gridrun.training.schedules import make_optimizer, make_scheduler
 from gridrun.training.seeding import RunRandom, seeded_globals
 
@@ -117,6 +118,8 @@ class LiveRun:
         self.progress = Progress()
         self.epoch = 0
         self.metrics: dict[str, float] = {}
+        self.batch_log = BatchLog(hyps)
+        self.evaluations: list[dict[str, float]] = []
         self.time_s = 0.0
         self.state = RunState.RUNNING
         self._log: TextIO | None = None
@@ -252,6 +255,37 @@ class LiveRun:
             model.load_state_dict(checkpoints.read_weights(path))
         return model
 
+    def evaluation_steps(self, n_steps: int) -> frozenset[int]:
+        """Steps of an epoch after which `log_frequency` wants an evaluation.
+
+        The last comes at the epoch's end in any case.
+        """
+        n = self.hyps.log_frequency
+        return frozenset(n_steps * i // n for i in range(1, n))
+
+    def add_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take in a row of evaluations.csv, which `log_frequency` above 1 asks for."""
+        if self.hyps.log_frequency > 1:
+            found = {f"val_{name}": value for name, value in scores.items()}
+            self.evaluations.append({"epoch": self.epoch + 1, "step": step, **found})
+
+    def write_rows(self, row: Mapping[str, float | int]) -> None:
+        """Add an epoch to the run's tables, on disk when this returns.
+
+        Args:
+            row: Of metrics.csv.
+
+        Raises:
+            ClaimLost: If the run is another host's by now.
+        """
+        self.claim.check()
+        if batches := self.batch_log.take(self.epoch):
+            self.folder.batches.append(batches)
+        if self.evaluations:
+            self.folder.evaluations.append(self.evaluations)
+            self.evaluations = []
+        self.folder.epochs.append([row])
+
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step scheduler, best epoch and early stopping by an epoch's metrics."""
         name, mode = self.hyps.monitor_mode()
@@ -313,7 +347,7 @@ class LiveRun:
             self.restore(state)
             break
         self.folder.forget_after(self.epoch, self.progress.best_epoch)
-        self.folder.cut_metrics(self.epoch)
+        self.folder.cut_tables(self.epoch)
 
     def _check_best(self, state: Mapping[str, Any], saved: list[int]) -> None:
         """The best epoch so far must be whole too, or its score would be lost."""

@@ -235,7 +235,8 @@ class Trainer(abc.ABC):
         order = torch.arange(n_samples)
         if first.hyps.shuffle:
             order = epoch_order(first.seed, epoch, n_samples)
-        totals = {run.number: EpochTotals() for run in runs}
+        by_number = {run.number: run for run in runs}
+        totals = {number: EpochTotals() for number in by_number}
         for run in runs:
             run.time_s = 0.0
             with self.guarded(run), run.timed():
@@ -253,8 +254,13 @@ class Trainer(abc.ABC):
                 with self.guarded(run), run.timed():
                     totals[run.number].add(self.train_step(run, batch), len(batch))
             self.report(Event("step", first.number, epoch, step, n_steps, len(runs)))
+            due = [run for run in runs if step in run.evaluation_steps(n_steps)]
+            if due:
+                for number, scores in self.evaluated(due, self.data.val).items():
+                    by_number[number].add_evaluation(step, scores)
         validation = self.evaluated(runs, self.data.val)
         for run in self._running(runs):
+            run.add_evaluation(n_steps, validation[run.number])
             run.time_s += shared_s / len(runs)
             metrics = totals[run.number].means()
             found = validation[run.number]
@@ -278,6 +284,7 @@ class Trainer(abc.ABC):
             raise Diverged(f"training loss became {loss.item()}")
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        run.batch_log.add(loss, run.model)
         if run.hyps.grad_clip is not None:
             nn.utils.clip_grad_norm_(run.model.parameters(), run.hyps.grad_clip)
         run.optimizer.step()
@@ -289,8 +296,7 @@ class Trainer(abc.ABC):
         run.epoch = epoch
         self.close_epoch(run, metrics)
         row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
-        run.claim.check()
-        run.folder.append_metrics(row)
+        run.write_rows(row)
         state = run.checkpoint(self.data.norm_stats, self.data.info.labels)
         run.folder.save_checkpoint(
             checkpoints.to_bytes(state),

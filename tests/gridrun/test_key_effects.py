@@ -87,7 +87,7 @@ class Outcome:
 
     def column(self, name: str) -> list[float]:
         """A column of the first run's epochs."""
-        return [row[name] for row in self.runs[0].folder.read_metrics()]
+        return [row[name] for row in self.runs[0].folder.epochs.read()]
 
     @property
     def attempt(self) -> dict[str, Any]:
@@ -172,7 +172,22 @@ def n_rows(outcome: Outcome) -> int:
 
 def columns(outcome: Outcome) -> int:
     """Number of columns in the epoch table."""
-    return len(outcome.runs[0].folder.read_metrics()[0])
+    return len(outcome.runs[0].folder.epochs.read()[0])
+
+
+def logged(outcome: Outcome) -> list[str]:
+    """Columns of the table of batches."""
+    return list(next(iter(outcome.runs[0].folder.batches.read()), {}))
+
+
+def n_layers_logged(outcome: Outcome) -> int:
+    """Layers whose gradients are in it, up to two."""
+    names = [name for name in logged(outcome) if name.startswith("grad_norm.")]
+    return min(len(names), 2)
+
+
+def n_evaluations(outcome: Outcome) -> int:
+    return len(outcome.runs[0].folder.evaluations.read())
 
 
 def rates(outcome: Outcome) -> list[float]:
@@ -503,6 +518,16 @@ RUNNER: dict[str, list[Row]] = {
         Row("float64", (changed(types, {torch.float32}, {torch.float64}), dw)),
     ],
     "grad_clip": [Row(1e-3, (dw,))],
+    "log_loss": [
+        Row(True, (same_w, changed(logged, [], ["epoch", "step", "loss"]))),
+    ],
+    "log_grad": [
+        Row(True, (same_w, changed(n_layers_logged, 0, 2))),
+    ],
+    "log_frequency": [
+        Row(2, (same_w, changed(n_evaluations, 0, 4))),
+        Row(1000, "1000 evaluations, but an epoch has"),
+    ],
     "early_stop_min_delta": [
         Row(1e6, (changed(n_rows, 3, 2),), FALLING | {"early_stop_patience": 1}),
         Row(1e6, "needs early_stop_patience"),
@@ -576,6 +601,7 @@ OWN_TESTS = {
     "max_attempts": "test_max_attempts_counts_dead_workers",
     "hang_timeout_s": "test_hang_timeout_s_kills_a_silent_worker",
     "claim_timeout_s": "test_claim_timeout_s_frees_the_runs_of_a_silent_host",
+    "verbose": "test_verbose_tells_every_epoch",
 }
 
 
@@ -777,7 +803,7 @@ def test_runs_on_other_data_are_not_confused(
     together = swept(given, {name: values})
     for one, run, weights in zip(alone, together.runs, together.weights, strict=True):
         assert equal_bits(one.weights[0], weights)
-        rows = [found.folder.read_metrics() for found in (one.runs[0], run)]
+        rows = [found.folder.epochs.read() for found in (one.runs[0], run)]
         assert [row["val_loss"] for row in rows[0]] == [
             row["val_loss"] for row in rows[1]
         ]
@@ -912,6 +938,21 @@ def test_claim_timeout_s_frees_the_runs_of_a_silent_host(
     assert again.record["state"] == "done"
     assert len(again.record["attempts"]) == 2
     assert timeout_s <= looks[-1] - looks[0] < timeout_s + 20
+
+
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_verbose_tells_every_epoch(
+    places: Path, capsys: pytest.CaptureFixture[str], is_verbose: bool
+) -> None:
+    """A line each, with the metrics."""
+    given = {**BASE[IMAGES], "save_root": str(places / f"verbose-{is_verbose}")}
+    run_sweep(given, verbose=is_verbose)
+    lines = [one for one in capsys.readouterr().err.splitlines() if "epoch" in one]
+    told = [
+        one for one in lines if one.startswith(("run 0, epoch 1,", "run 0, epoch 2,"))
+    ]
+    assert len(told) == (2 if is_verbose else 0)
+    assert all("val_loss" in one for one in told)
 
 
 # --- memory -----------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_l1_uses_z_unscaled(
     """The recorded l1 term at the first step does not change with output_scale."""
     keys: dict[str, Any] = {"l1": 3.0, "lr": 1e-12, "n_epochs": 1, "noise": 0.0}
     terms = [
-        train([retina_hyps(recording, output_scale=scale, **keys)])[0].read_metrics()[0]
+        train([retina_hyps(recording, output_scale=scale, **keys)])[0].epochs.read()[0]
         for scale in ("none", "std")
     ]
     assert terms[0]["l1_term"] == pytest.approx(terms[1]["l1_term"], rel=1e-6)

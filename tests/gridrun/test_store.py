@@ -224,18 +224,18 @@ def test_an_update_keeps_the_other_entries(folder: RunFolder) -> None:
 def fill_metrics(folder: RunFolder, n_epochs: int) -> None:
     """Append a row for each epoch."""
     for epoch in range(1, n_epochs + 1):
-        folder.append_metrics({"epoch": epoch, "loss": 1 / epoch})
+        folder.epochs.append([{"epoch": epoch, "loss": 1 / epoch}])
 
 
 def epochs(folder: RunFolder) -> list[float]:
     """The epochs of metrics.csv."""
-    return [row["epoch"] for row in folder.read_metrics()]
+    return [row["epoch"] for row in folder.epochs.read()]
 
 
 def test_without_metrics_there_are_no_rows(folder: RunFolder) -> None:
     """A run before its first epoch can be read."""
-    folder.cut_metrics(0)
-    assert folder.read_metrics() == []
+    folder.cut_tables(0)
+    assert folder.epochs.read() == []
 
 
 def test_each_epoch_is_one_row_under_one_header(folder: RunFolder) -> None:
@@ -252,8 +252,8 @@ def test_metrics_come_back_bit_for_bit(
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     rows = [{"epoch": i, "loss": value} for i, value in enumerate(values, 1)]
     for row in rows:
-        folder.append_metrics(row)
-    assert folder.read_metrics() == rows
+        folder.epochs.append([row])
+    assert folder.epochs.read() == rows
 
 
 @pytest.mark.parametrize("torn", ["3", "3,0.33", "3,0.33,0.3"])
@@ -263,10 +263,10 @@ def test_a_torn_last_line_is_not_read_and_is_cut(folder: RunFolder, torn: str) -
     with folder.metrics.open("a") as file:
         file.write(torn)
     assert epochs(folder) == [1, 2]
-    folder.cut_metrics(2)
-    folder.append_metrics({"epoch": 3, "loss": 9.0})
+    folder.cut_tables(2)
+    folder.epochs.append([{"epoch": 3, "loss": 9.0}])
     assert epochs(folder) == [1, 2, 3]
-    assert folder.read_metrics()[-1]["loss"] == 9.0
+    assert folder.epochs.read()[-1]["loss"] == 9.0
 
 
 def test_cutting_after_the_last_row_drops_a_torn_line(folder: RunFolder) -> None:
@@ -274,15 +274,15 @@ def test_cutting_after_the_last_row_drops_a_torn_line(folder: RunFolder) -> None
     fill_metrics(folder, 2)
     whole = folder.metrics.read_text()
     folder.metrics.write_text(whole + "3,0.3")
-    folder.cut_metrics(3)
+    folder.cut_tables(3)
     assert folder.metrics.read_text() == whole
 
 
 def test_a_torn_header_is_cut(folder: RunFolder) -> None:
     """A kill in the first epoch leaves nothing that could spoil the second attempt."""
     folder.metrics.write_text("epoch,lo")
-    assert folder.read_metrics() == []
-    folder.cut_metrics(0)
+    assert folder.epochs.read() == []
+    folder.cut_tables(0)
     fill_metrics(folder, 1)
     assert epochs(folder) == [1]
 
@@ -291,7 +291,7 @@ def test_a_torn_header_is_cut(folder: RunFolder) -> None:
 def test_metrics_are_cut_after_an_epoch(folder: RunFolder, epoch: int) -> None:
     """Resuming from a checkpoint drops the rows after it, and keeps those before."""
     fill_metrics(folder, 3)
-    folder.cut_metrics(epoch)
+    folder.cut_tables(epoch)
     assert epochs(folder) == [1, 2, 3][:epoch]
     assert folder.metrics.exists() == (epoch > 0)
 

@@ -276,7 +276,7 @@ def test_data_that_changed_between_sweeps_are_read_anew(tmp_path: Path) -> None:
     for name in "ab":
         serial(tmp_path, exp_name=name, data_root=str(tmp_path))
         ((_, folder),) = SweepFolder(tmp_path / name).runs()
-        losses.append(folder.read_metrics()[0]["val_loss"])
+        losses.append(folder.epochs.read()[0]["val_loss"])
         with h5py.File(copy, "r+") as file:
             file["train/labels"][:] = file["train/labels"][:][::-1]
     assert losses[0] != losses[1]

@@ -185,7 +185,7 @@ class Trained:
     states: list[dict[str, Any]]
 
     def rows(self, run: int = 0) -> list[dict[str, float]]:
-        return self.runs[run].folder.read_metrics()
+        return self.runs[run].folder.epochs.read()
 
     def record(self, run: int = 0) -> dict[str, Any]:
         return self.runs[run].folder.read()
@@ -578,7 +578,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
         assert one.read()["test"] == other.read()["test"]
         without_time = [
             [{k: v for k, v in row.items() if k != "time_s"} for row in rows]
-            for rows in (one.read_metrics(), other.read_metrics())
+            for rows in (one.epochs.read(), other.epochs.read())
         ]
         assert without_time[0] == without_time[1]
 
@@ -617,7 +617,7 @@ def test_a_damaged_last_checkpoint_falls_back_one_epoch(
     started: list[Event] = []
     train(grid[:1], folders=[half], report=started.append)
     assert [event.epoch for event in started if event.kind == "start"] == [1]
-    assert [row["epoch"] for row in half.read_metrics()] == [1, 2, 3]
+    assert [row["epoch"] for row in half.epochs.read()] == [1, 2, 3]
     assert not differing(same, last_state(whole), last_state(half))
 
 
@@ -810,7 +810,7 @@ def test_val_loss_is_the_criterion_alone(
     keys: dict[str, Any] = {"lr": 1e-12, "optimizer": "SGD", "noise": 0.0}
     keys |= {"bnorm": False, "n_epochs": 1}
     plain, penalised = (
-        train([retina_hyps(recording, l1=l1, **keys)])[0].read_metrics()[0]
+        train([retina_hyps(recording, l1=l1, **keys)])[0].epochs.read()[0]
         for l1 in (0.0, 2.0)
     )
     assert penalised["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-6)

@@ -81,11 +81,11 @@ def follow(
 
 
 def epochs(folder: RunFolder) -> list[int]:
-    return [int(row["epoch"]) for row in folder.read_metrics()]
+    return [int(row["epoch"]) for row in folder.epochs.read()]
 
 
 def rates(folder: RunFolder) -> list[float]:
-    return [row["lr"] for row in folder.read_metrics()]
+    return [row["lr"] for row in folder.epochs.read()]
 
 
 # --- schedules --------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_the_training_loss_may_be_monitored(
 ) -> None:
     """With loss the best epoch is that of the least training loss."""
     (folder,) = follow([[1.0, 2.0, 3.0]], {"monitor": monitor})
-    losses = [row["loss"] for row in folder.read_metrics()]
+    losses = [row["loss"] for row in folder.epochs.read()]
     wanted = min(losses) if least else max(losses)
     assert folder.read()["best_epoch"] == 1 + losses.index(wanted)
 
@@ -264,7 +264,7 @@ def test_another_metric_is_monitored_by_name(
     """A term of the loss is followed where it is named with a direction."""
     keys = {"l1": 0.1, "n_epochs": 4, "monitor": "l1_term:max"}
     (folder,) = train([retina_hyps(recording, **keys)])
-    terms = [row["l1_term"] for row in folder.read_metrics()]
+    terms = [row["l1_term"] for row in folder.epochs.read()]
     assert folder.read()["best_epoch"] == 1 + terms.index(max(terms))
 
 
@@ -431,7 +431,7 @@ def measured(
         (folder,) = train([hyps])
         record = folder.read()
         assert record["error"] is None
-        return Run(folder.path), folder.read_metrics()[-1] | record["test"]
+        return Run(folder.path), folder.epochs.read()[-1] | record["test"]
 
     return run
 

@@ -129,7 +129,7 @@ def verdicts(folder: RunFolder) -> list[str]:
 def metrics_of(folder: RunFolder) -> list[dict[str, float]]:
     """The rows of metrics.csv without times."""
     return [
-        {k: v for k, v in row.items() if k != "time_s"} for row in folder.read_metrics()
+        {k: v for k, v in row.items() if k != "time_s"} for row in folder.epochs.read()
     ]
 
 
@@ -556,7 +556,7 @@ def test_rejection_restores_everything_bit_for_bit(
             assert not same(trained[part], kept[part]), part
     assert kept["optim_state_dict"]["state"]
     rates = [group["lr"] for group in kept["optim_state_dict"]["param_groups"]]
-    assert rates == [folder.read_metrics()[0]["lr"] / 4]
+    assert rates == [folder.epochs.read()[0]["lr"] / 4]
     assert state_of(folder, 6)["progress"]["extra"]["removed"] == {
         "layers.0": [],
         "layers.1": [],
@@ -666,7 +666,7 @@ def test_attempts_take_prune_intvl_epochs(
     assert len(rows) == 2
     assert [row["epoch"] for row in rows] == [2 + intvl, 2 + 2 * intvl]
     assert [row["val_acc"] for row in rows] == [val_acc(r["epoch"]) for r in rows]
-    epochs = [row["epoch"] for row in folder.read_metrics()]
+    epochs = [row["epoch"] for row in folder.epochs.read()]
     assert epochs == list(range(1, 2 + 2 * intvl + 1))
 
 
@@ -693,7 +693,7 @@ def test_a_diverging_attempt_is_rejected_and_the_run_goes_on(
     folder = prune(l1=l1, prune_tolerance=3.0)
     assert folder.read()["state"] == "done"
     assert verdicts(folder) == ["reject", "accept"]
-    rows = folder.read_metrics()
+    rows = folder.epochs.read()
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert math.isnan(rows[1]["loss"])
     assert all(math.isfinite(v) for i in (0, 2) for v in rows[i].values())
@@ -779,7 +779,7 @@ def test_reset_lr_goes_back_to_lr(
     schedule = {"scheduler": "ExponentialLR", "scheduler_args": {"gamma": 0.5}}
     keys = {"n_epochs": 3, "lr": 0.016, "prune_intvl": 2, "chans": [2, 2]}
     folder = prune(reset_lr=reset_lr, **schedule, **keys)
-    rates = [row["lr"] for row in folder.read_metrics()]
+    rates = [row["lr"] for row in folder.epochs.read()]
     pruned = 0.016 if reset_lr else 0.002
     assert rates == pytest.approx([0.016, 0.008, 0.004, *[pruned] * 4], rel=1e-12)
 
@@ -828,7 +828,7 @@ def test_pruning_begins_after_an_early_stop(
     rows = rows_of(folder)  # epoch 1 is best, 2 and 3 are worse
     assert [row["epoch"] for row in rows] == [7, 11]
     assert rows[0]["baseline"] == falling(3)
-    assert len(folder.read_metrics()) == 11
+    assert len(folder.epochs.read()) == 11
 
 
 # --- what is recorded -------------------------------------------------------------
@@ -856,7 +856,7 @@ def test_pruning_csv_tells_every_attempt(prune: Callable[..., RunFolder]) -> Non
     assert text.splitlines()[0] == (
         "attempt,epoch,layer,channel,score,scores,baseline,val_acc,verdict"
     )
-    metrics = {row["epoch"]: row["val_acc"] for row in folder.read_metrics()}
+    metrics = {row["epoch"]: row["val_acc"] for row in folder.epochs.read()}
     baseline = metrics[1]
     removed: dict[str, set[int]] = {"layers.0": set(), "layers.1": set()}
     for number, row in enumerate(rows_of(folder), 1):
@@ -996,7 +996,7 @@ def test_pruned_and_other_runs_train_side_by_side(
         equal_runs(alone, other, last_state, same)
         assert (alone.path / "pruning.csv").exists() is given.prune
         if not given.prune:
-            assert len(alone.read_metrics()) == given.n_epochs
+            assert len(alone.epochs.read()) == given.n_epochs
 
 
 # --- the smaller model ------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_terms_are_logged_in_this_loop_only(hyps: Build, train: Any) -> None:
     still = {"lr": 1e-12, "optimizer": "SGD", "noise": 0.0, "bnorm": False}
     keys = {"semantic_scale": 4.0, "semantic_l1": 0.5, "ksizes": [3, 3], **still}
     loop, plain = (
-        train([hyps(train_loop=name, n_epochs=2, **keys)])[0].read_metrics()
+        train([hyps(train_loop=name, n_epochs=2, **keys)])[0].epochs.read()
         for name in ("retinotopic_loop", "train_loop")
     )
     n = 16  # places of a map of 4x4, all equally probable
@@ -128,7 +128,7 @@ def test_a_term_may_be_monitored(hyps: Build, train: Any, name: str, mode: str) 
     """The best epoch is that of its least or greatest value."""
     keys = {"ksizes": [3, 3], "rand_onehot": True, "semantic_l1": 0.1, "n_epochs": 3}
     (folder,) = train([hyps(monitor=f"{name}:{mode}", **keys)])
-    values = [row[name] for row in folder.read_metrics()]
+    values = [row[name] for row in folder.epochs.read()]
     assert len(set(values)) == 3
     best = min(values) if mode == "min" else max(values)
     assert folder.read()["best_epoch"] == values.index(best) + 1

@@ -193,7 +193,7 @@ def test_signals(
     assert not list(sweep.rglob("claim"))
 
 
-@pytest.mark.parametrize("trial", range(count(30, 3)))
+@pytest.mark.parametrize("trial", range(count(30, 1)))
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_signals_at_any_time(
     scenarios: dict[str, Scenario],

@@ -70,7 +70,7 @@ BUGS = [
     Bug(
         "metrics not cut",
         "gridrun/training/cohort.py",
-        "        self.folder.cut_metrics(self.epoch)\n",
+        "        self.folder.cut_tables(self.epoch)\n",
         "",
         EVERY,
     ),

@@ -1,0 +1,193 @@
+"""Experiments in Python: three dictionaries and registered options become a sweep."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridrun.analysis.sweep import Sweep
+from gridrun.config.files import resolve_paths
+from gridrun.durable import write_durably
+from gridrun.errors import ConfigError
+from gridrun.plugins import library_of, load_object
+from gridrun.sweep import run_sweep
+
+# names of the three dictionaries and ours; in JSON they are errors that give ours
+NAMES = {
+    "name": "exp_name",
+    "train_set": "dataset",
+    "target_device": "device",
+    "n_repetitions": "n_repeats",
+    "num_epochs": "n_epochs",
+    "model": "model_type",
+    "loss_function": "lossfxn",
+}
+NAMED_CLASSES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
+
+
+class Experiment:
+    """A grid that is put together in Python; the same sweep as from JSON.
+
+    Args:
+        experiment_config, solver_config, base_hyperparams: Keys and values, each in one
+            of the three. Beside the hyperparameters' own names those of `NAMES` do. A
+            value may be a class where a name may: a model of a library, or a class of
+            torch.nn, torch.optim or torch.optim.lr_scheduler.
+
+    Raises:
+        ConfigError: If a key is given twice, or a value cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        experiment_config: Mapping[str, Any],
+        solver_config: Mapping[str, Any],
+        base_hyperparams: Mapping[str, Any],
+    ) -> None:
+        self.base: dict[str, Any] = {}
+        self.ranges: dict[str, list[Any]] = {}
+        self._interest_keys: list[str] | None = None
+        for given in (experiment_config, solver_config, base_hyperparams):
+            for name, value in given.items():
+                self._take(name, value)
+        needs_metric = self.base.pop("scheduler_requires_metric", None)
+        is_plateau = self.base.get("scheduler") == "ReduceLROnPlateau"
+        if needs_metric is not None and bool(needs_metric) != is_plateau:
+            raise ConfigError(
+                f"scheduler_requires_metric: {needs_metric} is wrong for "
+                f"{self.base.get('scheduler')}; leave it out"
+            )
+
+    def _take(self, name: str, value: Any) -> None:
+        key = NAMES.get(name, name)
+        if key == "interest_keys":
+            self._interest_keys = value
+            return
+        if key in self.base:
+            raise ConfigError(f"{name}: given twice; keep one")
+        self.base[key] = recordable(value, name)
+
+    def add_options(self, key: str | Sequence[str], values: Iterable[Any]) -> None:
+        """Try each of several values of a key; the first key added varies slowest.
+
+        Args:
+            key: Its name, or the path to a value inside it.
+            values: To try.
+
+        Raises:
+            ConfigError: If there are none, or the key has options already.
+        """
+        path = _path(key)
+        self._add(path, [recordable(value, path) for value in values])
+
+    def add_linked_options(
+        self, keys: Sequence[str | Sequence[str]], values: Iterable[Sequence[Any]]
+    ) -> None:
+        """Try values of several keys that change together.
+
+        Args:
+            keys: As in `add_options`.
+            values: One tuple for each option, with a value for each key.
+
+        Raises:
+            ConfigError: As of `add_options`, or for a tuple of another length.
+        """
+        name = ", ".join(map(_path, keys))
+        options = [[recordable(value, name) for value in one] for one in values]
+        for option in options:
+            if len(option) != len(keys):
+                raise ConfigError(
+                    f"{name}: an option needs {len(keys)} values; got {option}"
+                )
+        self._add(name, options)
+
+    def _add(self, name: str, options: list[Any]) -> None:
+        if not options:
+            raise ConfigError(f"{name}: no option given")
+        taken = {key for known in self.ranges for key in known.split(", ")}
+        for key in name.split(", "):
+            if key in taken:
+                raise ConfigError(f"{key}: has options already; give all at once")
+        self.ranges[name] = options
+
+    def run(self, **options: Any) -> Sweep:
+        """Train what is missing of the grid.
+
+        Args:
+            **options: As of `gridrun.run_sweep`, keys of the runner included.
+        """
+        sweep = run_sweep(self.base, self.ranges or None, **options)
+        if self._interest_keys is not None:
+            names = ", ".join(self.ranges)
+            self._interest_keys[:] = names.split(", ") if names else []
+        return sweep
+
+    def to_json(self, folder: str | Path) -> list[Path]:
+        """Write hyperparams.json and, with options, hyperranges.json; their paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        base = self.base
+        library = library_of(str(base.get("model_type")))
+        if library is not None:  # relative paths are relative to the file there
+            base = resolve_paths(base, library.schema, Path.cwd())
+        contents = {"hyperparams.json": base, "hyperranges.json": self.ranges}
+        paths = []
+        for name, content in contents.items():
+            if content:
+                text = json.dumps(content, indent=2, ensure_ascii=False)
+                write_durably(folder / name, text + "\n")
+                paths.append(folder / name)
+        return paths
+
+
+def _path(key: str | Sequence[str]) -> str:
+    """The dotted name of a key or of a path of names."""
+    name = key if isinstance(key, str) else ".".join(key)
+    first, *rest = name.split(".")
+    return ".".join([NAMES.get(first, first), *rest])
+
+
+def recordable(value: Any, name: str) -> Any:
+    """A value as JSON can hold it: classes by name, devices and paths as text.
+
+    Args:
+        value: As given.
+        name: Of its key, for errors.
+
+    Raises:
+        ConfigError: For what could not be rebuilt from a record.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): recordable(v, name) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [recordable(inner, name) for inner in value]
+    if isinstance(value, Path) or type(value).__name__ == "device":
+        return str(value)
+    if inspect.isclass(value):
+        return _class_name(value, name)
+    raise ConfigError(
+        f"{name}: a {type(value).__name__} cannot be recorded; give plain values, or a "
+        "class by name"
+    )
+
+
+def _class_name(kind: type[Any], name: str) -> str:
+    library = library_of(kind.__name__)
+    if library is not None and library.model(kind.__name__) is kind:
+        return kind.__name__
+    for module in NAMED_CLASSES:
+        try:
+            found = load_object(f"{module}:{kind.__name__}")
+        except AttributeError:
+            continue
+        if found is kind:
+            return kind.__name__
+    raise ConfigError(
+        f"{name}: {kind.__qualname__} is no class that a record can name; known are "
+        f"the models of the libraries and the classes of {', '.join(NAMED_CLASSES)}"
+    )
