@@ -34,6 +34,8 @@ IMAGES: dict[str, Any] = {
     "n_epochs": 3,
     "cohort_size": 3,
     "scheduler": "ReduceLROnPlateau",
+    "log_loss": True,
+    "log_frequency": 2,
     "executor": "serial",
 }
 RETINA: dict[str, Any] = {

@@ -25,8 +25,9 @@ def contents(sweep: Path) -> dict[str, Any]:
         state = _plain(torch.load(path, weights_only=True))
         digest = hashlib.sha256(repr(state).encode()).hexdigest()
         found[f"{path.parent.parent.name}/{path.name}"] = digest
-    for path in sorted(sweep.glob("*/metrics.csv")):
-        found[f"{path.parent.name}/metrics.csv"] = _table(path)
+    for name in ("metrics.csv", "batches.csv", "evaluations.csv"):
+        for path in sorted(sweep.glob(f"*/{name}")):
+            found[f"{path.parent.name}/{name}"] = _table(path)
     for path in sorted(sweep.glob("*/checkpoints/index.json")):
         index = json.loads(path.read_text(encoding="utf-8"))
         found[f"{path.parent.parent.name}/index"] = (index["last"], index["best"])
