@@ -76,7 +76,9 @@ class Claim:
         Raises:
             ClaimLost: If it is not.
         """
-        if not self._is_own():
+        with self._lock:  # not while it is renewed
+            is_own = self._is_own()
+        if not is_own:
             raise ClaimLost(f"{self.path}: another host has taken the run over")
 
     def release(self) -> None:

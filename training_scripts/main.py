@@ -3,7 +3,10 @@
 The same as `gridrun run`; `python3 main.py --help` lists the options.
 """
 
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is half imported
 
 try:
     from gridrun.cli import main

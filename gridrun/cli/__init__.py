@@ -30,7 +30,13 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    is_run = arguments[:1] == ["run"]
+    with exits_on_signals() if is_run else contextlib.nullcontext():
+        return _run_command(arguments)
+
+
+def _run_command(arguments: Sequence[str]) -> int:
     parser = build_parser(arguments)
     given, rest = parser.parse_known_args(arguments)
     if rest and (given.command != "run" or any(r.startswith("-") for r in rest)):
@@ -40,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = logging.INFO if given.command == "data" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     try:
-        with exits_on_signals() if given.command == "run" else contextlib.nullcontext():
-            return int(given.function(given))
+        return int(given.function(given))
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number

@@ -17,7 +17,10 @@ from gridrun.cli import main
 
 N_FUZZED, N_VALID = count(10_000, 1000), count(500, 50)
 PER_TEST = 100
-BASES: dict[str, dict[str, Any]] = {"images": IMAGES, "retina": RETINA}
+BASES: dict[str, dict[str, Any]] = {
+    "images": IMAGES | {"log_frequency": 1},  # batches may be few
+    "retina": RETINA,
+}
 JUNK = [
     None, True, -1, 0, 1, 1.5, -0.0, 1e308, 10**30, "", "x", "../x", "a/b", "\x00",
     "0.1", "💥" * 50, "x" * 5000, [], [[]], [None], {}, {"a": 1}, [1, "x"], [-1],

@@ -75,10 +75,10 @@ BUGS = [
         EVERY,
     ),
     Bug(
-        "dead claims not removed",
-        "gridrun/plan.py",
-        "        _remove_dead_claim(run)\n",
-        "        pass\n",
+        "scheduler not restored",
+        "gridrun/training/cohort.py",
+        "        if self.scheduler is not None:\n            template",
+        "        if False:\n            template",
         EVERY,
     ),
     Bug(
@@ -105,7 +105,7 @@ BUGS = [
     Bug(
         "lost claim not noticed",
         "gridrun/claims.py",
-        "        if not self._is_own():\n            raise ClaimLost",
+        "        if not is_own:\n            raise ClaimLost",
         "        if False:\n            raise ClaimLost",
         (RUNNERS, "lost_its_claim"),
     ),
