@@ -6,7 +6,7 @@ The checks import torch; `make_specs` does not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,6 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     Raises:
         DataError, ConfigError: With every problem.
     """
-    import torch
-
-    from gridrun.training.data import n_batches
-    from gridrun.training.job import pick_device
-    from gridrun.training.trainer import build_model
-
     trainer = request.library.load_trainer()
     infos: dict[str, Any] = {}
     read: dict[str, frozenset[str]] = {}
@@ -172,24 +166,11 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
         hyps = point.hyps
         key = data_key(hyps)
         if key not in infos:
-            try:
-                infos[key] = trainer.inspect_data(hyps)
-            except DataError as error:
-                infos[key] = None
-                data_problems += [_with_file(text, request) for text in error.problems]
-            except OSError as error:  # a name that the system cannot have, say
-                infos[key] = None
-                text = f"with data_root and dataset: {error}"
-                data_problems.append(f"{request.source_of('dataset')}: {text}")
+            infos[key], wrong = _inspected(request, hyps)
+            data_problems += wrong
         if infos[key] is None:
             continue
-        n_steps = n_batches(infos[key].n_samples["train"], hyps.batch_size)
-        if hyps.log_frequency > n_steps:
-            source = request.source_of("log_frequency")
-            text = (
-                f"{hyps.log_frequency} evaluations, but an epoch has {n_steps} batches"
-            )
-            model_problems.append(Problem(source, "log_frequency", text))
+        model_problems += _frequency_problems(request, hyps, infos[key])
         kind = hyps.model_type
         if kind not in read:
             read[kind] = reads(request.library.model(kind))
@@ -199,13 +180,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
             continue
         built.add(settings)
         try:
-            pick_device(hyps.device)
-            with torch.device("meta"):
-                model = build_model(request.library, hyps, infos[key])
-            if hyps.init_weights_path is not None:
-                _check_weights(Path(hyps.init_weights_path), model)
-            if hyps.conv_method == "fourier":
-                _check_fourier(hyps.model_type, model)
+            _try_model(request, hyps, infos[key])
             notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:
@@ -215,6 +190,49 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     if data_problems:
         raise DataError(list(dict.fromkeys(data_problems)))
     return tuple(notices)
+
+
+def _inspected(request: Request, hyps: Hyperparams) -> tuple[Any, list[str]]:
+    """Facts about the data of a grid point, or None and what is wrong."""
+    try:
+        return request.library.load_trainer().inspect_data(hyps), []
+    except DataError as error:
+        return None, [_with_file(text, request) for text in error.problems]
+    except OSError as error:  # a name that the system cannot have, say
+        text = f"with data_root and dataset: {error}"
+        return None, [f"{request.source_of('dataset')}: {text}"]
+
+
+def _frequency_problems(
+    request: Request, hyps: Hyperparams, info: Any
+) -> Iterator[Problem]:
+    from gridrun.training.data import n_batches
+
+    n_steps = n_batches(info.n_samples["train"], hyps.batch_size)
+    if hyps.log_frequency > n_steps:
+        text = f"{hyps.log_frequency} evaluations, but an epoch has {n_steps} batches"
+        source = request.source_of("log_frequency")
+        yield Problem(source, "log_frequency", f"{text}; use at most {n_steps}")
+
+
+def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
+    """Build a grid point's model without storage, and check what it must fit.
+
+    Raises:
+        ConfigError: With the key first.
+    """
+    import torch
+
+    from gridrun.training.job import pick_device
+    from gridrun.training.trainer import build_model
+
+    pick_device(hyps.device)
+    with torch.device("meta"):
+        model = build_model(request.library, hyps, info)
+    if hyps.init_weights_path is not None:
+        _check_weights(Path(hyps.init_weights_path), model)
+    if hyps.conv_method == "fourier":
+        _check_fourier(hyps.model_type, model)
 
 
 def _with_file(text: str, request: Request) -> str:

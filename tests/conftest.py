@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from strategies import OF_SET
 
 from gridrun.config import complete
 from gridrun.planner import Job
@@ -39,12 +40,7 @@ RETINA: dict[str, Any] = {
 }
 IMAGES: dict[str, Any] = {
     "exp_name": "test",
-    "model_type": "SmallNet",
-    "dataset": "set",
-    "img_shape": [1, 6, 6],
-    "chans": [3],
-    "ksizes": [3],
-    "mid_dims": 5,
+    **OF_SET,
     "batch_size": 16,
     "n_epochs": 3,
     "lr": 0.01,

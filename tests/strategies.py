@@ -55,6 +55,14 @@ OF_MOVIE: Mapping[str, Any] = {  # of the recordings that `write_recording` make
     "chans": [2],
     "ksizes": [5, 4],
 }
+OF_SET: Mapping[str, Any] = {  # of the image sets that `write_images` makes
+    "model_type": "SmallNet",
+    "dataset": "set",
+    "img_shape": [1, 6, 6],
+    "chans": [3],
+    "ksizes": [3],
+    "mid_dims": 5,
+}
 BASES: Mapping[str, Mapping[str, Any]] = {"torchdeepretina": RETINA, "imgclass": IMAGES}
 
 

@@ -25,9 +25,6 @@ def repair(given: argparse.Namespace) -> int:
     for finding in found:
         print(finding.text)
     left = sum(not finding.is_mended for finding in found)
-    print(
-        f"{given.sweep}: tables rebuilt; {left} damaged files are left"
-        if left
-        else f"{given.sweep}: tables rebuilt; every file is whole"
-    )
+    rest = f"{left} damaged files are left" if left else "every file is whole"
+    print(f"{given.sweep}: tables rebuilt; {rest}")
     return 1 if left else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strategies import OF_MOVIE
+from strategies import OF_MOVIE, OF_SET
 
 from gridrun.cli import main
 from gridrun.errors import CheckpointError, ConfigError
@@ -17,12 +17,7 @@ from gridrun.sweep import Run, load_sweep, run_sweep
 
 COMMON: Mapping[str, Any] = {"exp_name": "sweep", "lr": 0.01, "seed": 3, "n_epochs": 3}
 IMAGES: Mapping[str, Any] = {
-    "model_type": "SmallNet",
-    "dataset": "set",
-    "img_shape": [1, 6, 6],
-    "chans": [3],
-    "ksizes": [3],
-    "mid_dims": 5,
+    **OF_SET,
     "batch_size": 16,
     "augment": ["flip"],
 }

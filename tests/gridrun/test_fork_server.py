@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import OF_SET
 
 from gridrun.errors import ConfigError, GridrunError
 from gridrun.executors import fork_server
@@ -22,12 +23,7 @@ from gridrun.sweep import Sweep, run_sweep
 
 KEYS: dict[str, Any] = {
     "exp_name": "sweep",
-    "model_type": "SmallNet",
-    "dataset": "set",
-    "img_shape": [1, 6, 6],
-    "chans": [3],
-    "ksizes": [3],
-    "mid_dims": 5,
+    **OF_SET,
     "drop_ps": [0.5, 0.5],
     "batch_size": 16,
     "n_epochs": 2,

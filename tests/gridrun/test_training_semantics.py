@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from strategies import OF_SET
 from torch import Tensor
 
 from gridrun.cli import main
@@ -682,12 +683,7 @@ def test_windows_are_normalised_by_training_windows(
 
 WARM: dict[str, Any] = {
     "exp_name": "warm",
-    "model_type": "SmallNet",
-    "dataset": "set",
-    "img_shape": [1, 6, 6],
-    "chans": [3],
-    "ksizes": [3],
-    "mid_dims": 5,
+    **OF_SET,
     "batch_size": 16,
     "n_epochs": 1,
     "lr": 1e-30,

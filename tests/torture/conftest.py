@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import OF_SET
 from torture.nursery import Ended, Nursery, build_shim
 from torture.oracle import assert_same, contents
 
@@ -23,12 +24,7 @@ IMAGES: dict[str, Any] = {
     "n_repeats": 2,
     "seed": 5,
     "split_seed": 5,
-    "model_type": "SmallNet",
-    "dataset": "set",
-    "img_shape": [1, 6, 6],
-    "chans": [3],
-    "ksizes": [3],
-    "mid_dims": 5,
+    **OF_SET,
     "drop_ps": [0.2, 0.2],
     "batch_size": 8,
     "n_epochs": 3,
