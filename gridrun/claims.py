@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gridrun.durable import TEMPORARY, writing
+from gridrun.errors import StorageError
 
 CLAIM_BYTES = 256  # of every claim: renewed in place by one write
 SECONDS_BETWEEN_RENEWALS = 5.0
@@ -107,10 +108,11 @@ class Claim:
             "pid": os.getpid(),
             "renewals": self._n_renewals,
         }
-        self._content = json.dumps(owner).encode().ljust(CLAIM_BYTES)
+        content = json.dumps(owner).encode().ljust(CLAIM_BYTES)
         with writing(self.path):
-            os.pwrite(self._descriptor, self._content, 0)
             os.ftruncate(self._descriptor, CLAIM_BYTES)
+            os.pwrite(self._descriptor, content, 0)
+        self._content = content
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -214,7 +216,7 @@ def renewing(claims: Sequence[Claim]) -> Iterator[None]:
     def renew() -> None:
         while not is_over.wait(SECONDS_BETWEEN_RENEWALS):
             for claim in claims:
-                with contextlib.suppress(OSError):  # the next write tells
+                with contextlib.suppress(OSError, StorageError):  # the next write tells
                     claim.renew()
 
     thread = threading.Thread(target=renew, daemon=True)

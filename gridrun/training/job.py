@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -106,8 +107,12 @@ def _train(
             run.write_record()
         data = opened_data(trainer_class, runs[0].hyps, device)
         trainer_class(library, runs, data, report, should_stop).fit()
-    except (ClaimLost, StorageError):
+    except StorageError:
         raise
+    except ClaimLost as error:  # before or after training: the others are free again
+        logger.warning("%s", error)
+        for run in _unfinished(runs):
+            run.abandon()
     except Exception as error:
         line, text = describe_failure(error)
         for run in _unfinished(runs):
@@ -118,7 +123,8 @@ def _train(
             logger.exception("a cohort failed")
     except BaseException:
         for run in _unfinished(runs):
-            run.end_attempt(RunState.INTERRUPTED)
+            with contextlib.suppress(ClaimLost):
+                run.end_attempt(RunState.INTERRUPTED)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -257,3 +258,26 @@ def test_claims_are_renewed_however_long_a_step_takes(
         time.sleep(0.05)
         assert not path.exists()
     assert len({len(content) for content in seen}) == 1
+
+
+def test_a_renewal_that_fails_gives_nothing_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told by the next write to the run, and by nothing else."""
+    monkeypatch.setattr(claims, "SECONDS_BETWEEN_RENEWALS", 0.005)
+    claim = Claim(path)
+    assert claim.acquire()
+    before, n_tried = path.read_bytes(), [0]
+
+    def fail(*_: object) -> int:
+        n_tried[0] += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    until = time.monotonic() + 30
+    with monkeypatch.context() as patch, renewing([claim]):
+        patch.setattr(os, "pwrite", fail)
+        while n_tried[0] < 3 and time.monotonic() < until:
+            claim.check()
+    assert n_tried[0] >= 3
+    assert path.read_bytes() == before
+    claim.check()
