@@ -11,6 +11,11 @@ version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)
 if version is None:
     raise RuntimeError("gridrun/__init__.py states no __version__")
 
+TRACKERS = {
+    "tensorboard": ["tensorboard"],
+    "wandb": ["wandb>=0.30"],
+    "mlflow": ["mlflow-skinny>=3", "sqlalchemy", "alembic"],
+}
 TEST = ["pytest>=8", "pytest-xdist", "hypothesis", "nbclient", "nbformat", "ipykernel"]
 
 setup(
@@ -30,7 +35,9 @@ setup(
             "imgclass*",
         ]
     ),
-    package_data={"gridrun": ["py.typed"]},
+    package_data={
+        "gridrun": ["py.typed", "template/*", "template/plugins/*/*.py"],
+    },
     install_requires=[
         "torch>=2.10",
         "numpy>=1.24",
@@ -44,7 +51,9 @@ setup(
     ],
     extras_require={
         "notebook": ["ipykernel", "nbclient", "ipywidgets"],
-        "test": TEST,
+        **TRACKERS,
+        "trackers": [one for some in TRACKERS.values() for one in some],
+        "test": [*TEST, *(one for some in TRACKERS.values() for one in some)],
         "dev": [*TEST, "ruff", "mypy", "pre-commit", "pytest-cov"],
     },
     entry_points={
@@ -56,6 +65,7 @@ setup(
         "gridrun.libraries": [
             "torchdeepretina = torchdeepretina:LIBRARY",
             "imgclass = imgclass:LIBRARY",
+            "general = gridrun.general:LIBRARY",
         ],
     },
     classifiers=[

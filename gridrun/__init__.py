@@ -15,6 +15,7 @@ _FRONT_DOOR = {
     "run_sweep": "gridrun.sweep",
     "load_sweep": "gridrun.sweep",
     "load_model": "gridrun.sweep",
+    "Run": "gridrun.sweep",
 }
 __all__ = ["__version__", *sorted(_FRONT_DOOR)]
 

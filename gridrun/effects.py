@@ -26,6 +26,20 @@ from gridrun.plugins import Library, reads
 from gridrun.request import Point, Request
 from gridrun.run import RunSpec, identity, make_spec
 
+SPLITS = ("train", "val", "test")
+# keys beside those that a model reads on which depends what is built and checked
+BUILT_KEYS = (
+    "model_type",
+    "model_args",
+    "init_weights_path",
+    "train_loop",
+    "lossfxn",
+    "normalizer",
+    "distorter",
+    "distorter_args",
+    "augmenters",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
@@ -44,7 +58,7 @@ def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
     from gridrun.training.schedules import check_names as check_optimizers
 
     problems: list[Problem] = []
-    reasons = _reasons(request.library, grid_points)
+    reasons = _reasons(request, grid_points)
     for swept in axis_keys(request.grids):
         outer = swept.partition(".")[0]
         if all(outer in one for one in reasons):
@@ -79,8 +93,9 @@ def check_effects(request: Request, grid_points: Sequence[Point]) -> Effects:
     )
 
 
-def _reasons(library: Library, grid_points: Sequence[Point]) -> list[Mapping[str, str]]:
+def _reasons(request: Request, grid_points: Sequence[Point]) -> list[Mapping[str, str]]:
     """Why keys are inactive at each point; one object for points where it is equal."""
+    library = request.library
     equal: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
     read: dict[str, frozenset[str]] = {}
     found = []
@@ -88,7 +103,11 @@ def _reasons(library: Library, grid_points: Sequence[Point]) -> list[Mapping[str
         hyps = point.hyps
         name = hyps.model_type
         if name not in read:
-            read[name] = reads(library.model(name))
+            try:
+                read[name] = reads(library.model(name, hyps.plugins))
+            except ConfigError as error:
+                source = request.source_of("model_type")
+                raise ConfigError(f"{source}: {error}") from error
         reasons = hyps.inactive(read[name])
         found.append(equal.setdefault(tuple(reasons.items()), reasons))
     return found
@@ -155,6 +174,8 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     Raises:
         DataError, ConfigError: With every problem.
     """
+    from gridrun.training.extras import Extras
+
     trainer = request.library.load_trainer()
     infos: dict[str, Any] = {}
     read: dict[str, frozenset[str]] = {}
@@ -162,6 +183,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     model_problems: list[Problem] = []
     built: set[str] = set()
     notices: dict[str, None] = {}
+    model_problems += _watcher_problems(request, grid_points[0].hyps)
     for point in grid_points:
         hyps = point.hyps
         key = data_key(hyps)
@@ -171,16 +193,20 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
         if infos[key] is None:
             continue
         model_problems += _frequency_problems(request, hyps, infos[key])
+        model_problems += _example_problems(request, hyps, infos[key])
         kind = hyps.model_type
         if kind not in read:
-            read[kind] = reads(request.library.model(kind))
+            read[kind] = reads(request.library.model(kind, hyps.plugins))
         values = [getattr(hyps, name, None) for name in read[kind]]
-        settings = repr([key, hyps.model_type, hyps.init_weights_path, *values])
+        values += [getattr(hyps, name, None) for name in BUILT_KEYS]
+        settings = repr([key, *values])
         if settings in built:
             continue
         built.add(settings)
         try:
             _try_model(request, hyps, infos[key])
+            Extras.of(hyps, trainer.augmenters)
+            trainer.try_out(hyps, infos[key])
             notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:
@@ -213,6 +239,47 @@ def _frequency_problems(
         text = f"{hyps.log_frequency} evaluations, but an epoch has {n_steps} batches"
         source = request.source_of("log_frequency")
         yield Problem(source, "log_frequency", f"{text}; use at most {n_steps}")
+
+
+def _example_problems(
+    request: Request, hyps: Hyperparams, info: Any
+) -> Iterator[Problem]:
+    from gridrun.training.examples import index_problem
+
+    subset = hyps.val_example_subset
+    name = "val" if subset == "DEFAULT" else subset
+    if name not in info.n_samples or (name in SPLITS and subset != "DEFAULT"):
+        text = f"this data set has no subset {subset!r}; use DEFAULT"
+        source = request.source_of("val_example_subset")
+        yield Problem(source, "val_example_subset", text)
+        return
+    outside = index_problem(hyps.val_example_indices, info.n_samples[name], subset)
+    if outside is not None:
+        source = request.source_of("val_example_indices")
+        yield Problem(source, "val_example_indices", outside)
+
+
+def _watcher_problems(request: Request, hyps: Hyperparams) -> Iterator[Problem]:
+    """Trackers and diagnostics that are unknown, not installed or ill-configured."""
+    from gridrun.tracking.trackers import TRACKERS, tracker_problems
+    from gridrun.tracking.watchers import tracker
+    from gridrun.training.diagnose import schedule_problems
+
+    for name in hyps.trackers:
+        texts = []
+        if name in TRACKERS:
+            texts = tracker_problems(name, hyps.tracker_args.get(name, {}))
+        else:
+            try:
+                tracker(hyps, name)
+            except ConfigError as error:
+                texts = [text.removeprefix("trackers: ") for text in error.problems]
+        for text in texts:
+            yield Problem(request.source_of("trackers"), "trackers", text)
+    if len(set(hyps.trackers)) < len(hyps.trackers):
+        yield Problem(request.source_of("trackers"), "trackers", "one stands twice")
+    for text in schedule_problems(hyps):
+        yield Problem(request.source_of("diagnostics"), "diagnostics", text)
 
 
 def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:

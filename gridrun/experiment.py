@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from gridrun.analysis.sweep import Sweep
 from gridrun.config.files import resolve_paths
 from gridrun.durable import write_durably
 from gridrun.errors import ConfigError
-from gridrun.plugins import library_of, load_object
+from gridrun.plugins import library_of
+from gridrun.recordable import recordable
 from gridrun.sweep import run_sweep
 
 # names of the three dictionaries and ours; in JSON they are errors that give ours
@@ -25,7 +25,6 @@ NAMES = {
     "model": "model_type",
     "loss_function": "lossfxn",
 }
-NAMED_CLASSES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
 
 
 class Experiment:
@@ -34,8 +33,7 @@ class Experiment:
     Args:
         experiment_config, solver_config, base_hyperparams: Keys and values, each in one
             of the three. Beside the hyperparameters' own names those of `NAMES` do. A
-            value may be a class where a name may: a model of a library, or a class of
-            torch.nn, torch.optim or torch.optim.lr_scheduler.
+            value may be a class or an object where a name may (`gridrun.recordable`).
 
     Raises:
         ConfigError: If a key is given twice, or a value cannot be recorded.
@@ -148,46 +146,3 @@ def _path(key: str | Sequence[str]) -> str:
     name = key if isinstance(key, str) else ".".join(key)
     first, *rest = name.split(".")
     return ".".join([NAMES.get(first, first), *rest])
-
-
-def recordable(value: Any, name: str) -> Any:
-    """A value as JSON can hold it: classes by name, devices and paths as text.
-
-    Args:
-        value: As given.
-        name: Of its key, for errors.
-
-    Raises:
-        ConfigError: For what could not be rebuilt from a record.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): recordable(v, name) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [recordable(inner, name) for inner in value]
-    if isinstance(value, Path) or type(value).__name__ == "device":
-        return str(value)
-    if inspect.isclass(value):
-        return _class_name(value, name)
-    raise ConfigError(
-        f"{name}: a {type(value).__name__} cannot be recorded; give plain values, or a "
-        "class by name"
-    )
-
-
-def _class_name(kind: type[Any], name: str) -> str:
-    library = library_of(kind.__name__)
-    if library is not None and library.model(kind.__name__) is kind:
-        return kind.__name__
-    for module in NAMED_CLASSES:
-        try:
-            found = load_object(f"{module}:{kind.__name__}")
-        except AttributeError:
-            continue
-        if found is kind:
-            return kind.__name__
-    raise ConfigError(
-        f"{name}: {kind.__qualname__} is no class that a record can name; known are "
-        f"the models of the libraries and the classes of {', '.join(NAMED_CLASSES)}"
-    )

@@ -21,6 +21,7 @@ GUARDED = (
     "conv_method",
     "versions",
     "model_source_sha256",
+    "plugin_sha256",
 )
 MAX_SHOWN = 10
 
@@ -44,7 +45,7 @@ def changes(
         library: Whose models they are.
         runs: Number, requested configuration and folder of each.
     """
-    from gridrun.training.job import circumstances, file_hash, pick_device
+    from gridrun.training.job import circumstances, content_hashes, pick_device
 
     found = []
     files: dict[str, dict[str, str]] = {}
@@ -56,12 +57,13 @@ def changes(
                 continue
         except StoreError:
             continue
-        data = repr((hyps.data_root, hyps.dataset, getattr(hyps, "stim_type", "")))
+        names = ("data_root", "dataset", "stim_type", "dataset_args", "val_set")
+        data = repr([getattr(hyps, name, None) for name in names])
         if data not in files:
-            paths = library.load_trainer().inspect_data(hyps).files
-            files[data] = {path: file_hash(path) for path in paths}
+            files[data] = content_hashes(library.load_trainer().inspect_data(hyps))
         method = hyps.conv_method
-        settings = repr((hyps.model_type, hyps.device, hyps.threads, method))
+        named = list(hyps.plugin_names())
+        settings = repr((named, hyps.device, hyps.threads, method))
         if settings not in present:
             device = pick_device(hyps.device)
             present[settings] = circumstances(library, hyps, device)
@@ -69,10 +71,9 @@ def changes(
         was = record["attempts"][-1]
         different = _differences(was, now)
         hashes = record.get("data_sha256", {})
-        for path, digest in files[data].items():
-            name = path.rpartition("/")[2]
+        for name, digest in files[data].items():
             if name in hashes and hashes[name] != digest:
-                different.append(f"the data: {path} has other content")
+                different.append(f"the data: {name} has other content")
         if different:
             is_finished = RunState(record["state"]).is_final
             found.append(Change(number, folder, is_finished, tuple(different)))
@@ -96,6 +97,11 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             names = ("torch", "numpy", "gridrun")
             pairs = [(n, (old or {}).get(n), (new or {}).get(n)) for n in names]
             found += [f"{n} {a}, now {b}" for n, a, b in pairs if a != b]
+        elif name == "plugin_sha256":
+            both = dict(old or {}), dict(new or {})
+            files = sorted({*both[0], *both[1]})
+            changed = [file for file in files if both[0].get(file) != both[1].get(file)]
+            found += [f"the source of {file}" for file in changed]
         elif old != new:
             is_source = name == "model_source_sha256"
             text = "the model's source" if is_source else f"{name} {old}, now {new}"

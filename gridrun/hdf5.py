@@ -27,13 +27,16 @@ CHUNK_BYTES = 2**24
 SMALL_BYTES = 2**26  # not worth a file in the cache
 
 
-def data_folder(given_root: str | None, dataset: str, holds: str) -> Path:
+def data_folder(
+    given_root: str | None, dataset: str, holds: str, key: str = "dataset"
+) -> Path:
     """The folder of a data set.
 
     Args:
         given_root: The key `data_root`.
         dataset: The key `dataset`.
         holds: Pattern of the files that make a folder a data set.
+        key: That names it, for errors.
 
     Raises:
         DataError: If it is absent, with what is there.
@@ -48,7 +51,7 @@ def data_folder(given_root: str | None, dataset: str, holds: str) -> Path:
     if not folder.is_dir():
         there = sorted({path.parent.name for path in Path(root).glob(f"*/{holds}")})
         raise DataError(
-            f"dataset: no {dataset!r} in {root} ({said_by}){suggest(dataset, there)}"
+            f"{key}: no {dataset!r} in {root} ({said_by}){suggest(dataset, there)}"
         )
     return folder
 

@@ -31,7 +31,7 @@ from gridrun.effects import (
     make_specs,
 )
 from gridrun.errors import ConfigError, StoreError
-from gridrun.plugins import Library, reads
+from gridrun.plugins import reads
 from gridrun.request import Point, Request
 from gridrun.run import RunSpec, RunState, identity
 from gridrun.store import (
@@ -162,7 +162,7 @@ def number_runs(plan: Plan) -> Numbering:
     if plan.folder.path.is_dir():
         folders = dict(plan.folder.runs())
         if any(spec.identity not in known for spec in specs):
-            known |= _identities(folders, plan.request.library)
+            known |= _identities(folders, plan)
         taken |= set(folders)
     first = plan.hyps.starting_exp_num
     if first is None:
@@ -240,20 +240,22 @@ def _git_commit() -> dict[str, Any] | None:
         return None
 
 
-def _identities(folders: Mapping[int, RunFolder], library: Library) -> dict[str, int]:
-    """Identity of the runs on disk under the present schema."""
-    found: dict[str, int] = {}
-    known_reads: dict[str, frozenset[str]] = {}
+def _identities(folders: Mapping[int, RunFolder], plan: Plan) -> dict[str, int]:
+    """Identity, under the present schema, of the runs on disk of the same models."""
+    library, found = plan.request.library, {}
+    asked = {point.hyps.model_type for point in plan.points}
+    known_reads = {
+        name: reads(library.model(name, plan.hyps.plugins)) for name in asked
+    }
     for number, folder in folders.items():
         try:
             hyps = library.schema.model_validate(read_record(folder.hyperparams))
-            name = hyps.model_type
-            if name not in known_reads:
-                known_reads[name] = reads(library.model(name))
         except (StoreError, ValueError) as error:
             logger.warning("run %d is left alone: %s", number, error)
             continue
-        found[identity(hyps, hyps.inactive(known_reads[name]))] = number
+        if hyps.model_type in asked:
+            reasons = hyps.inactive(known_reads[hyps.model_type])
+            found[identity(hyps, reasons)] = number
     return found
 
 

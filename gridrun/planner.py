@@ -22,6 +22,11 @@ DATA_KEYS = (
     "train_set_size",
     "val_set_size",
     "convgc",  # asks where the cells lie
+    "dataset_args",
+    "val_set",
+    "use_preset",
+    "val_example_subset",
+    "plugins",
 )
 
 

@@ -12,7 +12,7 @@ from gridrun.claims import Claim, claim_holder
 from gridrun.durable import read_record, remove_temporaries, write_json
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.plan import PlannedRun, new_record
-from gridrun.plugins import library_of
+from gridrun.plugins import recorded_library
 from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder, pending_record
 
@@ -66,7 +66,7 @@ def _mended_record(sweep: SweepFolder) -> Iterator[Finding]:
     for number, folder in runs:
         try:
             record, hyps = folder.read(), read_record(folder.hyperparams)
-            library = library_of(hyps["model_type"])
+            library = recorded_library(hyps)
             base_seed = int(hyps["seed"]) - int(record["repeat"])
         except (StoreError, KeyError, TypeError):
             continue

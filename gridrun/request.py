@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gridrun import plugin_files
 from gridrun.config import (
     Hyperparams,
     Problem,
@@ -20,7 +21,9 @@ from gridrun.config import (
     set_nested,
     suggest,
 )
+from gridrun.config.checks import lift_classes
 from gridrun.config.files import absolute, odd_values
+from gridrun.config.keys import class_name
 from gridrun.errors import ConfigError
 from gridrun.grid import MAX_RUNS, SWEEP_OPTION, Grid, axis_keys, parse_ranges, points
 from gridrun.plugins import Library, libraries, library_of
@@ -105,6 +108,7 @@ class Request:
                 set_nested(values, name, value)
             except TypeError as error:
                 wrong.append((name, str(error)))
+        wrong += lift_classes(values)
         wrong += _unknown_names(values, self.library)
         hyps, more = complete(values, self.library.schema)
         return hyps, wrong + more
@@ -167,13 +171,17 @@ def read_request(
     sources = {"base": base_file.name, "ranges": ranges_file.name}
     named = [text.partition("=") for text in overrides]
     early = {key: value for key, sign, value in named if sign}
-    library = _choose_library({**base, **early}, grids)
+    folder, absent = _plugins(base, base_file, {**early, **(options or {})})
+    problems += absent
+    library = _choose_library({**base, **early, "plugins": folder}, grids)
     try:
         base = resolve_paths(base, library.schema, base_file.folder)
     except ConfigError as error:
         problems.append(Problem(base_file.name, "", str(error)))
     overridden, wrong_overrides = _override(base, overrides, library)
     problems += wrong_overrides
+    if folder is not None:
+        base = {**base, "plugins": folder}
     for key, value in (options or {}).items():
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
         overridden.append(key)
@@ -189,6 +197,26 @@ def read_request(
         overridden=tuple(overridden),
         problems=tuple(problems),
     )
+
+
+def _plugins(
+    base: Mapping[str, Any], file: _File, given: Mapping[str, Any]
+) -> tuple[str | None, list[Problem]]:
+    """The folder of the plug-ins, if there is one, and what is wrong."""
+    plugin_files.look_again()
+    asked, source, beside = base.get("plugins"), file.name, file.folder
+    if "plugins" in given:
+        asked, source, beside = given["plugins"], COMMAND_LINE, Path.cwd()
+    if asked is None or not isinstance(asked, str):
+        usual = file.folder / "plugins"
+        return (str(usual) if asked is None and usual.is_dir() else None), []
+    try:
+        folder = absolute(asked, beside)
+    except ConfigError as error:
+        return None, [Problem(source, "plugins", str(error))]
+    if not Path(folder).is_dir():
+        return None, [Problem(source, "plugins", f"no folder {folder}")]
+    return folder, []
 
 
 def _override(
@@ -243,6 +271,7 @@ def _choose_library(base: Mapping[str, Any], grids: Sequence[Grid]) -> Library:
     known = libraries()
     if isinstance(base.get("library"), str) and base["library"] in known:
         return known[base["library"]]
+    plugins = base.get("plugins")
     swept = [
         value
         for grid in grids
@@ -251,8 +280,9 @@ def _choose_library(base: Mapping[str, Any], grids: Sequence[Grid]) -> Library:
         for key, value in zip(axis.keys, values, strict=True)
         if key == "model_type"
     ]
-    for name in [base.get("model_type"), *swept]:
-        if isinstance(name, str) and (library := library_of(name)):
+    for value in [base.get("model_type"), *swept]:
+        name = class_name(value) if value is not None else ""
+        if name and (library := library_of(name, plugins)):
             return library
     given = {*base, *axis_keys(grids)}
     return max(
@@ -305,23 +335,47 @@ def _count(number: int) -> str:
 def _unknown_names(
     values: Mapping[str, Any], library: Library
 ) -> list[tuple[str, str]]:
-    """Unknown models and libraries, told without torch."""
+    """Unknown models, loops and libraries, told without torch."""
     problems = []
-    asked, model = values.get("library"), values.get("model_type")
+    asked, plugins = values.get("library"), values.get("plugins")
     if isinstance(asked, str) and asked not in libraries():
         text = f"unknown library {asked!r}{suggest(asked, libraries())}"
         problems.append(("library", text))
+    model = values.get("model_type")
     if isinstance(model, str) and model not in library.model_names:
-        other = library_of(model)
-        text = (
-            f"{model} is a model of {other.name}, but the sweep is of {library.name}; "
-            "a sweep has one library"
-            if other
-            else f"unknown model {model!r}{suggest(model, _all_models())}"
-        )
-        problems.append(("model_type", text))
+        problems += _model_problems(model, library, plugins, is_given=asked is not None)
+    loop, loops = values.get("train_loop"), library.schema.loops
+    if isinstance(loop, str) and loop not in loops:
+        problems += _unknown_plugin("train_loop", loop, plugins, loops)
     return problems
 
 
-def _all_models() -> list[str]:
-    return [name for one in libraries().values() for name in one.model_names]
+def _model_problems(
+    model: str, library: Library, plugins: str | None, is_given: bool
+) -> list[tuple[str, str]]:
+    try:
+        other = library_of(model, plugins)
+    except ConfigError as error:
+        return [("model_type", str(error))]
+    if other is None:
+        return [("model_type", f"unknown model {model!r}{_near(model, plugins)}")]
+    if other is library or (is_given and model not in other.model_names):
+        return []
+    text = f"{model} is a model of {other.name}, but the sweep is of {library.name}"
+    return [("model_type", f"{text}; a sweep has one library")]
+
+
+def _near(model: str, plugins: str | None) -> str:
+    known = [name for one in libraries().values() for name in one.model_names]
+    return plugin_files.hint(model, plugins, known)
+
+
+def _unknown_plugin(
+    key: str, name: str, plugins: str | None, known: Iterable[str]
+) -> list[tuple[str, str]]:
+    try:
+        if plugin_files.find(name, plugins) is not None:
+            return []
+    except ConfigError as error:
+        return [(key, str(error))]
+    return [(key, f"unknown {name!r}{plugin_files.hint(name, plugins, known)}")]

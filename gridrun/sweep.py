@@ -37,7 +37,9 @@ from gridrun.repair import mend_hyperparams, mend_record
 from gridrun.request import Point, Request, read_request
 from gridrun.run import RunState
 from gridrun.store import SweepFolder
+from gridrun.tracking.live import LivePlot
 from gridrun.tracking.progress import Progress
+from gridrun.tracking.watchers import Watchers
 
 __all__ = ["Run", "Sweep", "load_model", "load_sweep", "run_sweep"]
 
@@ -75,7 +77,7 @@ def run_sweep(
     """
     request = read_request(hyperparams, hyperranges, overrides, options)
     found = run_request(request, retry_failed, on_change, quiet)
-    return load_sweep(found.folder.path)
+    return load_sweep(found.folder.path, request.base.get("plugins"), found.imports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +87,12 @@ class Outcome:
     Args:
         folder: The sweep's.
         runs: Those of the request, as they are recorded.
+        imports: Modules that the request imports.
     """
 
     folder: SweepFolder
     runs: Sequence[RunSummary]
+    imports: Sequence[str] = ()
 
 
 def run_request(
@@ -162,6 +166,8 @@ def _execute(
     if not retry_failed:
         final += [RunState.FAILED, RunState.DIVERGED]
     watch = ClaimWatch(plan.hyps.claim_timeout_s)
+    watchers = Watchers.of(plan.hyps)
+    watchers.tell("on_sweep_start", plan.folder.path)
     with stop_signals() as stop:
         try:
             while todo := _due(numbering.runs, final, retried):
@@ -175,6 +181,7 @@ def _execute(
             raise SweepStopped(stop.number) from None
         finally:
             everything = write_tables(plan.folder)
+            watchers.tell("on_sweep_end", plan.folder.path)
     found = {one.record["number"] for one in everything}
     if lost := [run for run in numbering.runs if run.number not in found]:
         for run in lost:
@@ -182,7 +189,9 @@ def _execute(
         everything = write_tables(plan.folder)
     numbers = {run.number for run in numbering.runs}
     runs = [one for one in everything if one.record["number"] in numbers]
-    return Outcome(plan.folder, runs)
+    names = {name for point in plan.points for name in point.hyps.plugin_names()}
+    imports = sorted(name.partition(":")[0] for name in names if ":" in name)
+    return Outcome(plan.folder, runs, imports)
 
 
 def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
@@ -248,9 +257,13 @@ def _train(
         is_verbose=hyps.verbose,
     )
     tables = TableWriter(plan.folder)
+    folders = {run.number: _folder(run) for run in runs}
+    live = LivePlot(folders) if hyps.show_plots else None
 
     def report(event: Any, worker: int) -> None:
         progress(event, worker)
+        if event.kind == "epoch" and live is not None:
+            live.refresh(event.number)
         if event.kind == "end":
             tables.refresh()
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gridrun.config import shown
 from gridrun.errors import DataError
 from gridrun.hdf5 import (
     cache_folder,
@@ -70,6 +71,11 @@ class Images:
         scaled = inputs.to(self.labels.device).float() / MAX_LEVEL
         return Batch(scaled, self.labels[indices.to(self.labels.device)])
 
+    def on(self, device: torch.device) -> Images:
+        """The same images, stored on a device."""
+        images, places = self.images.to(device), self.places.to(device)
+        return dataclasses.replace(self, images=images, places=places)
+
     def take(self, indices: Tensor) -> Images:
         """The images at those indices."""
         return dataclasses.replace(
@@ -79,18 +85,18 @@ class Images:
         )
 
 
-def images_path(hyps: ImageHyperparams) -> Path:
-    """The file that the keys name.
+def images_path(hyps: ImageHyperparams, key: str = "dataset") -> Path:
+    """The file that the keys name; `val_set` may name another.
 
     Raises:
         DataError: If a folder or the file is absent, with what is there.
     """
-    folder = data_folder(hyps.data_root, hyps.dataset, FILE_NAME)
+    folder = data_folder(hyps.data_root, getattr(hyps, key), FILE_NAME, key)
     path = folder / FILE_NAME
     if not path.is_file():
         there = ", ".join(sorted(one.name for one in folder.iterdir())[:5]) or "nothing"
         raise DataError(
-            f"dataset: no {FILE_NAME} in {folder}, which holds {there}; "
+            f"{key}: no {FILE_NAME} in {folder}, which holds {there}; "
             "`gridrun data import` makes one"
         )
     return path
@@ -105,8 +111,12 @@ def split_sizes(n_samples: int, val_p: float) -> tuple[int, int]:
 def split_indices(hyps: ImageHyperparams, n_samples: int) -> tuple[Tensor, Tensor]:
     """Training and validation samples, each in file order.
 
-    A seeded random split if samples are shuffled, else one block at `val_loc`.
+    A seeded random split if samples are shuffled, else one block at `val_loc`; all for
+    training, if `val_set` holds the others.
     """
+    if hyps.val_set is not None:
+        every = torch.arange(n_samples)
+        return every[: hyps.train_set_size], every[:0]
     n_train, n_val = split_sizes(n_samples, hyps.val_p)
     if hyps.shuffle:
         assert hyps.split_seed is not None
@@ -135,7 +145,13 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
         )
         if problems:
             raise DataError([f"{path}: {problem}" for problem in problems])
-        n_train, n_val = split_sizes(len(file["train/labels"]), hyps.val_p)
+        files = [str(path)]
+        n_train = len(file["train/labels"])
+        if hyps.val_set is None:
+            n_train, n_val = split_sizes(n_train, hyps.val_p)
+        else:
+            files.append(str(images_path(hyps, "val_set")))
+            n_val = _inspect_val_set(Path(files[1]), hyps, class_names)
         sizes = {"train_set_size": n_train, "val_set_size": n_val}
         if problems := size_problems(hyps, sizes):
             raise DataError(problems)
@@ -147,9 +163,23 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
                 "val": hyps.val_set_size or n_val,
                 "test": len(file["test/labels"]),
             },
-            files=[str(path)],
+            files=files,
             n_bytes=sum(file[f"{split}/images"].size for split in SPLITS),
         )
+
+
+def _inspect_val_set(
+    path: Path, hyps: ImageHyperparams, class_names: Sequence[str]
+) -> int:
+    """Training images of the set to validate on, found to have the same classes."""
+    with reading(path), open_file(path) as file:
+        problems, names = image_set_problems(file, hyps.img_shape)
+        if not problems and list(names) != list(class_names):
+            text = f"{len(names)} classes {shown(names)}, not those of {hyps.dataset}"
+            problems = [f"val_set: {text}: {shown(list(class_names))}"]
+        if problems:
+            raise DataError([f"{path}: {problem}" for problem in problems])
+        return len(file["train/labels"])
 
 
 def image_set_problems(
@@ -253,33 +283,34 @@ def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
     info = inspect_data(hyps)
     path = Path(info.files[0])
     with reading(path), open_file(path) as file:
-        labels = {
-            split: torch.from_numpy(file[f"{split}/labels"][:].astype(np.int64))
-            for split in SPLITS
-        }
         names = augmentations(hyps, file)
-    cache = cache_folder(path.parent)
-    rows = {s: Rows(path, f"/{s}/images", "|u1", cache) for s in SPLITS}
-    mapped = {split: torch.from_numpy(rows[split].open()) for split in SPLITS}
-    train, val = split_indices(hyps, len(labels["train"]))
-    means, variances = channel_statistics(mapped["train"], train)
-    normaliser = Normaliser.of_channels(hyps.normalizer, means, variances)
     place = device if _fits(info.n_bytes, device) else torch.device("cpu")
-    images = {split: one.to(place) for split, one in mapped.items()}
-
-    def split(name: str, places: Tensor) -> Images:
-        return Images(
-            images[name], places.to(place), labels[name][places].to(device), rows[name]
-        )
-
+    whole = {split: _mapped(path, split, device) for split in SPLITS}
+    train, val = split_indices(hyps, len(whole["train"]))
+    means, variances = channel_statistics(whole["train"].images, train)
+    normaliser = Normaliser.of_channels(hyps.normalizer, means, variances)
+    kept = {split: one.on(place) for split, one in whole.items()}
+    validated = kept["train"].take(val)
+    if hyps.val_set is not None:
+        other = _mapped(Path(info.files[1]), "train", device).on(place)
+        validated = other.take(torch.arange(info.n_samples["val"]))
     data = Data(
-        train=split("train", train),
-        val=split("train", val),
-        test=split("test", torch.arange(len(labels["test"]))),
+        train=kept["train"].take(train),
+        val=validated,
+        test=kept["test"],
         info=dataclasses.replace(info, labels=dict(info.labels) | {"augment": names}),
         norm_stats=normaliser.stats(),
     )
     return bootstrapped(data, hyps, stretch=1)
+
+
+def _mapped(path: Path, split: str, device: torch.device) -> Images:
+    """All images of a split, mapped into memory; labels on a device."""
+    rows = Rows(path, f"/{split}/images", "|u1", cache_folder(path.parent))
+    with reading(path), open_file(path) as file:
+        labels = torch.from_numpy(file[f"{split}/labels"][:].astype(np.int64))
+    images = torch.from_numpy(rows.open())
+    return Images(images, torch.arange(len(labels)), labels.to(device), rows)
 
 
 def _fits(n_bytes: int, device: torch.device) -> bool:

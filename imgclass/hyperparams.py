@@ -11,6 +11,7 @@ from gridrun.config import Hyperparams, key, shown
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+AUGMENTATIONS = ("flip", "crop", "jitter", "rotate")
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -89,15 +90,16 @@ class ImageHyperparams(Hyperparams):
         group="data",
     )
 
-    train_loop: Literal["train_loop"] = key(
-        "train_loop", "named training procedure of the Trainer", group="training"
-    )
     lossfxn: Literal["CrossEntropyLoss", "MSELoss", "PoissonNLLLoss"] = key(
         "CrossEntropyLoss",
         "the loss of a prediction; MSELoss on one-hot targets, PoissonNLLLoss on "
         "log rates and one-hot counts",
         group="training",
     )
+
+    def plugin_names(self) -> Iterable[str]:
+        """Without the augmentations of images."""
+        yield from (n for n in super().plugin_names() if n not in AUGMENTATIONS)
 
     def work(self) -> float:
         """Epochs times layers and branches."""
@@ -114,6 +116,10 @@ class ImageHyperparams(Hyperparams):
             self.augment
         ):
             yield "augment", "an augmentation stands twice"
+        own = [name for name in self.augmenters if name in AUGMENTATIONS]
+        if own and self.augment != []:
+            text = f"augment [] is needed beside {shown(own)}; both would augment"
+            yield "augmenters", text
         for name in ("batch_size", "train_set_size"):
             if getattr(self, name) == 1 and self.bnorm:
                 yield name, "1 with bnorm true; use at least 2"
@@ -161,6 +167,9 @@ class ImageHyperparams(Hyperparams):
             conditions["bn_moment"] = "needs bnorm true"
         if "ksizes" in reads and all(side <= 3 for side in self.ksizes):
             conditions["stackconvs"] = "needs a kernel larger than 3"
+        is_drawn = self.bootstrap or self.bootstrap_index is not None
+        if self.val_set is not None and not is_drawn:
+            conditions["split_seed"] = "val_set holds the validation samples"
         if self.shuffle:
             conditions["val_loc"] = "needs shuffle false; else the split is random"
         elif not self.bootstrap and self.bootstrap_index is None:

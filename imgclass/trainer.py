@@ -15,13 +15,15 @@ from gridrun.training.losses import class_loss, l1_of_outputs
 from gridrun.training.normalise import Normaliser
 from gridrun.training.trainer import Terms, Trainer
 from imgclass import analysis, datas
-from imgclass.augment import augment_images
+from imgclass.augment import AUGMENTATIONS, augment_images
 from imgclass.hyperparams import ImageHyperparams
 from imgclass.metrics import n_correct
 
 
 class ImageTrainer(Trainer):
     """Trains classifiers on image sets."""
+
+    augmenters: ClassVar = AUGMENTATIONS
 
     @staticmethod
     def inspect_data(hyps: Hyperparams) -> DataInfo:
@@ -39,14 +41,14 @@ class ImageTrainer(Trainer):
         return analysis.predict(model, cast(ImageHyperparams, hyps), split)
 
     def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
-        """Images normalised; in training augmented before that."""
+        """Images normalised; in training augmented before that, distorted after."""
         images = batch.inputs
         if run.model.training:
             names = self.data.info.labels["augment"]
             images = augment_images(
                 images, names, run.random.generators["augmentation"]
             )
-        return Normaliser.load(self.data.norm_stats)(images)
+        return self.distorted(run, Normaliser.load(self.data.norm_stats)(images))
 
     def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
         """Loss of the labels plus the l1 term."""

@@ -18,6 +18,7 @@ from gridrun.hdf5 import cache_folder, data_folder, open_file, reading
 from gridrun.machine import available_memory, n_usable_cores
 from gridrun.readers import Rows
 from gridrun.training.data import Data, DataInfo, bootstrapped, size_problems
+from gridrun.training.normalise import Normaliser
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Recording
 from torchdeepretina.windows import (
@@ -70,29 +71,38 @@ class Layout:
     n_bytes: int
 
 
-def recording_path(hyps: RetinaHyperparams) -> Path:
+def recording_path(hyps: RetinaHyperparams, key: str = "dataset") -> Path:
     """The file that the keys name.
+
+    Args:
+        hyps: They name it.
+        key: That names its folder, for errors.
 
     Raises:
         DataError: If a folder or the file is absent, with what is there.
     """
-    folder = data_folder(hyps.data_root, hyps.dataset, "*.h5")
+    folder = data_folder(hyps.data_root, hyps.dataset, "*.h5", key)
     path = folder / f"{hyps.stim_type}.h5"
     if not path.is_file():
         there = sorted(found.stem for found in folder.glob("*.h5"))
+        named = "stim_type" if key == "dataset" else key
         raise DataError(
-            f"stim_type: no {path.name} in {folder}{suggest(hyps.stim_type, there)}"
+            f"{named}: no {path.name} in {folder}{suggest(hyps.stim_type, there)}"
         )
     return path
 
 
-def inspect_recording(hyps: RetinaHyperparams) -> Layout:
+def inspect_recording(hyps: RetinaHyperparams, key: str = "dataset") -> Layout:
     """Check all that training takes of a recording, and read all but the stimulus.
+
+    Args:
+        hyps: They name it.
+        key: That names its folder, for errors.
 
     Raises:
         DataError: With every problem found.
     """
-    path = recording_path(hyps)
+    path = recording_path(hyps, key)
     with reading(path), open_file(path) as file:
         recording = Recording(path, file)
         layout = _layout(recording, hyps)
@@ -220,13 +230,17 @@ def _windows(
     if problems:
         return None
     reach = purge_reach(n_lags, offset, SMOOTHING_BINS[hyps.response_type])
-    split = split_windows(starts, hyps.val_p, hyps.val_loc, reach)
+    split = WindowSplit(starts, starts[:0], reach)
+    if hyps.val_set is None:
+        split = split_windows(starts, hyps.val_p, hyps.val_loc, reach)
     if not len(split.train):
         problems.append(
             f"val_p {hyps.val_p} leaves no training window: {len(starts)} windows, "
             f"{len(split.val)} for validation, the rest within {reach} frames"
         )
-    sizes = {"train_set_size": len(split.train), "val_set_size": len(split.val)}
+    sizes = {"train_set_size": len(split.train)}
+    if hyps.val_set is None:
+        sizes["val_set_size"] = len(split.val)
     problems += size_problems(hyps, sizes)
     train, val = split.train[: hyps.train_set_size], split.val[: hyps.val_set_size]
     return WindowSplit(train, val, reach), test_starts
@@ -238,11 +252,44 @@ def inspect_data(hyps: RetinaHyperparams) -> DataInfo:
     Raises:
         DataError: With every problem of the file.
     """
-    return _info(inspect_recording(hyps))
+    layout = inspect_recording(hyps)
+    return _info(layout, inspect_val_set(hyps, layout))
 
 
-def _info(layout: Layout) -> DataInfo:
+def inspect_val_set(hyps: RetinaHyperparams, layout: Layout) -> Layout | None:
+    """The recording of `val_set`, whose training windows are validated on, if given.
+
+    Args:
+        hyps: They name it.
+        layout: Of the recording that is trained on.
+
+    Raises:
+        DataError: With every problem of the file, or if it has other cells or bins.
+    """
+    if hyps.val_set is None:
+        return None
+    dataset, _, stim_type = hyps.val_set.partition("/")
+    own: dict[str, Any] = {"dataset": dataset, "stim_type": stim_type}
+    own |= {"train_set_size": hyps.val_set_size}
+    try:
+        other = inspect_recording(hyps.model_copy(update=own), "val_set")
+    except DataError as error:
+        wrong = [
+            text.replace("train_set_size", "val_set_size") for text in error.problems
+        ]
+        raise DataError(wrong) from error
+    for what, here, there in (
+        ("cells", len(layout.cells), len(other.cells)),
+        ("s per bin", layout.dt_s, other.dt_s),
+    ):
+        if here != there:
+            raise DataError(f"val_set: {other.path} has {there} {what}, not {here}")
+    return other
+
+
+def _info(layout: Layout, other: Layout | None) -> DataInfo:
     centers = layout.centers
+    validated = layout.windows.val if other is None else other.windows.train
     return DataInfo(
         n_units=len(layout.cells),
         labels={
@@ -252,12 +299,12 @@ def _info(layout: Layout) -> DataInfo:
         },
         n_samples={
             "train": len(layout.windows.train),
-            "val": len(layout.windows.val),
+            "val": len(validated),
             "test": len(layout.test_starts),
         },
-        files=[str(layout.path)],
+        files=[str(one.path) for one in (layout, other) if one],
         centers=centers,
-        notices=layout.notices,
+        notices=[*layout.notices, *(other.notices if other else ())],
         n_bytes=layout.n_bytes,
     )
 
@@ -269,51 +316,90 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
         DataError: With every problem of the file.
     """
     layout = inspect_recording(hyps)
-    n_lags = hyps.img_shape[0]
-    rows = {split: stimulus_rows(layout, split, hyps) for split in SPLITS}
-    stimuli = {split: torch.from_numpy(rows[split].open()) for split in SPLITS}
-    normaliser = fitted_normaliser(
-        hyps.normalizer, stimuli["train"], layout.windows.train, n_lags
-    )
-    on_device = {split: stimulus.to(device) for split, stimulus in stimuli.items()}
-    spectra = {
-        split: FrameSpectra(stimulus, normaliser, spectra_bytes(hyps, device))
-        for split, stimulus in on_device.items()
-        if normaliser.kind in ("global", "none")  # others are no matter of frames
-    }
-
-    def windows(split: str, starts: Ints) -> Windows:
-        return Windows(
-            stimulus=on_device[split],
-            first_frames=torch.from_numpy(starts).to(device),
-            targets=at_bins(layout.responses[split], starts),
-            n_lags=n_lags,
-            normalise=normaliser,
-            rows=dataclasses.replace(rows[split], span=n_lags),
-            dt_s=layout.dt_s,
-            spectra=spectra.get(split),
-        )
-
-    def at_bins(values: Floats32, starts: Ints) -> Tensor:
-        bins = starts + n_lags - 1 + hyps.target_offset
-        chosen = np.ascontiguousarray(values[..., bins].swapaxes(-1, -2))
-        return torch.from_numpy(chosen).to(device)
-
-    test = windows("test", layout.test_starts)
-    if layout.repeats is not None:
-        repeats = at_bins(layout.repeats, layout.test_starts)
-        test = dataclasses.replace(test, repeats=repeats)
-    if layout.counts is not None:
-        counts = at_bins(layout.counts, layout.test_starts)
-        test = dataclasses.replace(test, counts=counts)
+    other = inspect_val_set(hyps, layout)
+    stimulus = torch.from_numpy(stimulus_rows(layout, "train", hyps).open())
+    starts, n_lags = layout.windows.train, hyps.img_shape[0]
+    normaliser = fitted_normaliser(hyps.normalizer, stimulus, starts, n_lags)
+    own = _Opened(layout, hyps, normaliser, device)
+    if other is None:
+        val = own.windows("train", layout.windows.val)
+    else:
+        opened = _Opened(other, hyps, normaliser, device)
+        val = opened.windows("train", other.windows.train)
     data = Data(
-        train=windows("train", layout.windows.train),
-        val=windows("train", layout.windows.val),
-        test=test,
-        info=_info(layout),
+        train=own.windows("train", starts),
+        val=val,
+        test=own.test(),
+        info=_info(layout, other),
         norm_stats=normaliser.stats(),
     )
     return bootstrapped(data, hyps, stretch=BOOTSTRAP_STRETCH)
+
+
+class _Opened:
+    """A recording on a device; the windows of a split share its stimulus.
+
+    Args:
+        layout: Of the recording.
+        hyps: Name what is taken of it.
+        normaliser: Of grey levels.
+        device: Where it goes.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        hyps: RetinaHyperparams,
+        normaliser: Normaliser,
+        device: torch.device,
+    ) -> None:
+        self.layout = layout
+        self.hyps = hyps
+        self.normaliser = normaliser
+        self.device = device
+        self.rows = {s: stimulus_rows(layout, s, hyps) for s in SPLITS}
+        self.stimuli = {
+            split: torch.from_numpy(rows.open()).to(device)
+            for split, rows in self.rows.items()
+        }
+        max_bytes = spectra_bytes(hyps, device)
+        self.spectra = {
+            split: FrameSpectra(stimulus, normaliser, max_bytes)
+            for split, stimulus in self.stimuli.items()
+            if normaliser.kind in ("global", "none")  # others are no matter of frames
+        }
+
+    def windows(self, split: str, starts: Ints) -> Windows:
+        """The windows from those first frames, in the stimulus of train or test."""
+        n_lags = self.hyps.img_shape[0]
+        return Windows(
+            stimulus=self.stimuli[split],
+            first_frames=torch.from_numpy(starts).to(self.device),
+            targets=self._at_bins(self.layout.responses[split], starts),
+            n_lags=n_lags,
+            normalise=self.normaliser,
+            rows=dataclasses.replace(self.rows[split], span=n_lags),
+            dt_s=self.layout.dt_s,
+            spectra=self.spectra.get(split),
+        )
+
+    def test(self) -> Windows:
+        """The windows of the test split, with what is known of repeats and spikes."""
+        layout = self.layout
+        found = self.windows("test", layout.test_starts)
+        if layout.repeats is not None:
+            repeats = self._at_bins(layout.repeats, layout.test_starts)
+            found = dataclasses.replace(found, repeats=repeats)
+        if layout.counts is not None:
+            counts = self._at_bins(layout.counts, layout.test_starts)
+            found = dataclasses.replace(found, counts=counts)
+        return found
+
+    def _at_bins(self, values: Floats32, starts: Ints) -> Tensor:
+        """Responses (..., U, T) at the target bins of windows, (..., N, U)."""
+        bins = starts + self.hyps.img_shape[0] - 1 + self.hyps.target_offset
+        chosen = np.ascontiguousarray(values[..., bins].swapaxes(-1, -2))
+        return torch.from_numpy(chosen).to(self.device)
 
 
 def spectra_bytes(hyps: RetinaHyperparams, device: torch.device) -> float:

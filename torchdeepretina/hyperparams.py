@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ ResponseType = Literal[
 
 class RetinaHyperparams(Hyperparams):
     """Keys of `torchdeepretina` (hyperparameter reference: training_scripts)."""
+
+    loops: ClassVar[tuple[str, ...]] = ("train_loop", "retinotopic_loop")
 
     n_layers: int | None = key(
         None,
@@ -133,11 +135,6 @@ class RetinaHyperparams(Hyperparams):
         group="data",
     )
 
-    train_loop: Literal["train_loop", "retinotopic_loop"] = key(
-        "train_loop",
-        "named training procedure of the Trainer",
-        group="training",
-    )
     lossfxn: Literal["PoissonNLLLoss", "MSELoss"] = key(
         "PoissonNLLLoss", "the loss of a prediction", group="training"
     )
@@ -231,6 +228,7 @@ class RetinaHyperparams(Hyperparams):
                 "set log_poisson true or softplus true",
             )
         yield from self._loop_problems()
+        yield from self._val_set_problems()
         for name in ("batch_size", "train_set_size"):
             if getattr(self, name) == 1 and self.has_bnorm:
                 yield name, "1 with bnorm true; use at least 2"
@@ -291,6 +289,11 @@ class RetinaHyperparams(Hyperparams):
     def _is_rectified(self) -> bool:
         """Whether z is never negative."""
         return self.softplus or self.model_type == "McIntosh2016"
+
+    def _val_set_problems(self) -> Iterable[tuple[str, str]]:
+        parts = (self.val_set or "a/b").split("/")
+        if len(parts) != 2 or not all(parts) or {".", ".."} & set(parts):
+            yield "val_set", f"expected dataset/stim_type, got {shown(self.val_set)}"
 
     def notices(self) -> Iterable[tuple[str, str]]:
         """A softplus inside an exponential keeps rates above 1."""

@@ -212,7 +212,19 @@ class RetinaTrainer(Trainer):
 
     def inputs(self, run: LiveRun, batch: Batch) -> Tensor | Spectrum:
         """Windows, or their transform where the model can start from it."""
+        if run.extras.distorter is not None and run.model.training:
+            return self.distorted(run, batch.inputs)
         return model_inputs(run.model, batch)
+
+    def plain_batch(self, run: LiveRun, batch: Batch) -> Batch:
+        """Normalised windows, never their transform."""
+        return Batch(self.distorted(run, batch.inputs), batch.targets, batch.dtype)
+
+    def predicted(self, run: LiveRun, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Rates (B, U) in the unit of the targets."""
+        own: Any = model
+        found: Tensor = own.link(own(inputs))
+        return found
 
     def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
         """Criterion times samples, and rates (B, U) beside targets."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from gridrun import plugin_files
 from gridrun.analysis import tables
 from gridrun.durable import read_record, write_json
 from gridrun.errors import CheckpointError, ConfigError, StoreError
-from gridrun.plugins import Library, library_of
+from gridrun.plugins import Library, permitted, recorded_library
 from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder
 
@@ -48,10 +52,19 @@ class Run:
 
     Args:
         path: Its folder.
+        plugins: Folder of plug-ins that its record may run.
+        imports: Modules, or packages of them, that its record may import.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        plugins: str | Path | None = None,
+        imports: Sequence[str] = (),
+    ) -> None:
         self.folder = RunFolder(Path(path))
+        self.plugins = plugins
+        self.imports = imports
         self.record = self.folder.read()
         self.number: int = self.record["number"]
 
@@ -66,7 +79,7 @@ class Run:
     @property
     def library(self) -> Library:
         """The library that its model belongs to."""
-        found = library_of(read_record(self.folder.hyperparams)["model_type"])
+        found = recorded_library(read_record(self.folder.hyperparams))
         if found is None:
             raise StoreError(f"{self.folder.path}: its model is of no known library")
         return found
@@ -76,6 +89,9 @@ class Run:
         """Its complete configuration."""
         values = read_record(self.folder.hyperparams)
         return self.library.schema.model_validate(values)
+
+    def _permitted(self, hyps: Hyperparams) -> Hyperparams:
+        return permitted(self.library, hyps, self.plugins, self.imports)
 
     def metrics(self) -> pd.DataFrame:
         """One row an epoch: losses, metrics, learning rate, seconds."""
@@ -124,15 +140,23 @@ class Run:
 
         Raises:
             CheckpointError: If that epoch is not saved or its file is damaged.
+            ConfigError: If its class may not be run, with what to pass.
         """
         from gridrun.training.trainer import rebuild_model
 
-        return rebuild_model(self.library, self.checkpoint(epoch))
+        return rebuild_model(self.library, self._state(epoch))
+
+    def _state(self, epoch: Epoch) -> dict[str, Any]:
+        """A checkpoint whose configuration names only what may be run."""
+        state = self.checkpoint(epoch)
+        hyps = self._permitted(self.library.schema.model_validate(state["hyps"]))
+        return state | {"hyps": hyps.model_dump(mode="json")}
 
     def predict(self, split: str = "test", epoch: Epoch = "best") -> Any:
         """Predictions on train, val or test, as the run's library defines them."""
         trainer = self.library.load_trainer()
-        return trainer.predict(self.load_model(epoch), self.hyps, split)
+        model = self.load_model(epoch)
+        return trainer.predict(model, self._permitted(self.hyps), split)
 
     def evaluate(
         self,
@@ -157,13 +181,54 @@ class Run:
 
         if epoch == "pruned":
             raise ConfigError("epoch: a pruned model is tested when it is made")
-        state = self.checkpoint(epoch)
+        state = self._state(epoch)
         scores = evaluate_checkpoint(self.library, self.folder, state, split, device)
         if is_saved:
-            facts = {"split": split, "checkpoint": epoch, "epoch": state["epoch"]}
+            facts: dict[str, Any] = {
+                "split": split,
+                "checkpoint": epoch,
+                "epoch": state["epoch"],
+            }
             path = self.folder.path / f"evaluation_{split}_{epoch}.json"
             write_json(path, facts | {"metrics": tables.without_nan(scores)})
         return scores
+
+    def evaluate_by(
+        self,
+        evaluator: str,
+        split: str = "test",
+        epoch: Epoch = "best",
+        is_saved: bool = False,
+        **args: Any,
+    ) -> dict[str, Any]:
+        """What a plug-in makes of this run.
+
+        Args:
+            evaluator: Function `(run, split, epoch, **args)` to a dict of plain data; a
+                name in the folder of plug-ins, or an import path.
+            split: train, val or test.
+            epoch: best, last or a number from `epochs()`.
+            is_saved: Whether to write the result to
+                `analysis/<evaluator>/<split>_<epoch>.json`.
+            **args: Its further arguments.
+
+        Raises:
+            ConfigError: If there is none, or it refuses the arguments.
+        """
+        folder = None if self.plugins is None else str(Path(self.plugins).absolute())
+        function = plugin_files.load("evaluator", evaluator, folder)
+        try:
+            inspect.signature(function).bind(self, split, epoch, **args)
+        except TypeError as error:
+            raise ConfigError(f"evaluator: {evaluator}: {error}") from error
+        found = _plain_result(evaluator, function(self, split, epoch, **args))
+        if is_saved:
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", evaluator)
+            folder_path = self.folder.path / "analysis" / name
+            folder_path.mkdir(parents=True, exist_ok=True)
+            facts = {"split": split, "checkpoint": epoch, "args": args}
+            write_json(folder_path / f"{split}_{epoch}.json", facts | {"result": found})
+        return found
 
 
 class Sweep:
@@ -171,13 +236,21 @@ class Sweep:
 
     Args:
         path: The folder that holds sweep.json.
+        plugins, imports: As of `Run`.
 
     Raises:
         StoreError: If there is no sweep.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        plugins: str | Path | None = None,
+        imports: Sequence[str] = (),
+    ) -> None:
         self.folder = SweepFolder(Path(path))
+        self.plugins = plugins
+        self.imports = imports
         self.folder.read()
 
     def __repr__(self) -> str:
@@ -299,7 +372,10 @@ class Sweep:
 
     def runs(self) -> list[Run]:
         """All runs, in the order of their numbers."""
-        return [Run(folder.path) for _, folder in self.folder.runs()]
+        return [self._run(folder) for _, folder in self.folder.runs()]
+
+    def _run(self, folder: RunFolder) -> Run:
+        return Run(folder.path, self.plugins, self.imports)
 
     def run(self, number: int) -> Run:
         """A run by number.
@@ -311,30 +387,74 @@ class Sweep:
         if number not in known:
             there = ", ".join(map(str, known)) or "none"
             raise StoreError(f"{self.path}: no run {number}; runs: {there}")
-        return Run(known[number].path)
+        return self._run(known[number])
 
 
-def load_sweep(path: str | Path) -> Sweep:
+def _plain_result(name: str, found: Any) -> dict[str, Any]:
+    """A dict that JSON can hold: numbers of arrays become Python's."""
+    import numpy as np
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if hasattr(value, "detach"):
+            value = value.detach().cpu().numpy()
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        text = f"a {type(value).__name__} cannot be written"
+        raise ConfigError(f"evaluator: {name}: {text}; return numbers, texts, lists")
+
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise ConfigError(f"evaluator: {name}: returned a {kind}; expected a dict")
+    return cast("dict[str, Any]", tables.without_nan(plain(found)))
+
+
+def load_sweep(
+    path: str | Path, plugins: str | Path | None = None, imports: Sequence[str] = ()
+) -> Sweep:
     """Open a sweep's folder; works while others write to it.
+
+    Args:
+        path: The folder.
+        plugins: Folder of plug-ins that its records may run.
+        imports: Modules, or packages of them, that its records may import.
 
     Raises:
         StoreError: If there is no sweep.
     """
-    return Sweep(path)
+    return Sweep(path, plugins, imports)
 
 
-def load_model(path: str | Path, epoch: Epoch = "best") -> nn.Module:
-    """A model from a run's folder or from one checkpoint file; needs no data."""
+def load_model(
+    path: str | Path,
+    epoch: Epoch = "best",
+    plugins: str | Path | None = None,
+    imports: Sequence[str] = (),
+) -> nn.Module:
+    """A model from a run's folder or from one checkpoint file; needs no data.
+
+    Args:
+        path: Of the folder or file.
+        epoch: Of a folder, which checkpoint.
+        plugins, imports: As of `load_sweep`.
+    """
     path = Path(path)
     if path.is_dir():
-        return Run(path).load_model(epoch)
+        return Run(path, plugins, imports).load_model(epoch)
     from gridrun.training.trainer import rebuild_model
 
     state = _read_checkpoint(path)
-    library = library_of(str(state["hyps"]["model_type"]))
+    library = recorded_library(state["hyps"])
     if library is None:
         raise CheckpointError(f"{path}: its model is of no known library")
-    return rebuild_model(library, state)
+    hyps = library.schema.model_validate(state["hyps"])
+    hyps = permitted(library, hyps, plugins, imports)
+    return rebuild_model(library, state | {"hyps": hyps.model_dump(mode="json")})
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

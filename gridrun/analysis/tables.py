@@ -14,7 +14,7 @@ from typing import Any, Literal
 from gridrun.config import complete, get_nested, keys_of, suggest, varied, varying
 from gridrun.durable import read_record, write_durably
 from gridrun.errors import ConfigError, StoreError
-from gridrun.plugins import libraries, library_of
+from gridrun.plugins import libraries, recorded_library
 from gridrun.run import RunState
 from gridrun.store import RunFolder, SweepFolder
 
@@ -126,7 +126,7 @@ def _varies(key: str, runs: Sequence[RunSummary]) -> bool:
 
 def _follows(hyps: Mapping[str, Any], key: str) -> bool:
     """Whether a key has the value that it would have if it were not given."""
-    library = library_of(str(hyps["model_type"]))
+    library = recorded_library(hyps)
     if library is None:
         return False
     others = {name: value for name, value in hyps.items() if name != key}

@@ -20,6 +20,7 @@ from types import FrameType
 from gridrun.cli.data import add_data
 from gridrun.cli.evaluate import add_evaluate
 from gridrun.cli.models import add_models, add_schema
+from gridrun.cli.new import add_new
 from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
 from gridrun.cli.show import add_results, add_status
@@ -39,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_command(arguments: Sequence[str]) -> int:
     parser = build_parser(arguments)
     given, rest = parser.parse_known_args(arguments)
-    if rest and (given.command != "run" or any(r.startswith("-") for r in rest)):
+    takes_more = {"run": "inputs", "evaluate": "arguments"}.get(given.command)
+    if rest and (takes_more is None or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if given.command == "run":
-        given.inputs += rest
+    if takes_more is not None:
+        setattr(given, takes_more, [*getattr(given, takes_more), *rest])
     level = logging.INFO if given.command == "data" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     try:
@@ -113,6 +115,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         add_results,
         add_evaluate,
         add_repair,
+        add_new,
         add_schema,
         add_models,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ def add_evaluate(commands: Any) -> None:
         "--checkpoint", default="best", metavar="EPOCH", help="best, last or a number"
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:i")
+    command.add_argument(
+        "--evaluator", metavar="NAME", help="a plug-in: function of run, split, epoch"
+    )
+    command.add_argument(
+        "arguments", nargs="*", metavar="key=value", help="arguments of the evaluator"
+    )
+    command.add_argument(
+        "--plugins", help="folder of plug-ins that the run's record may use"
+    )
+    command.add_argument(
+        "--imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module, or a package of them, that it may import; may stand again",
+    )
     command.set_defaults(function=evaluate)
 
 
@@ -32,16 +49,56 @@ def evaluate(given: argparse.Namespace) -> int:
     from gridrun.analysis import tables
     from gridrun.analysis.sweep import Run
 
-    folder = newest_run(Path("hyperparams.json")) if given.run is None else given.run
+    folder, arguments, plugins = given.run, given.arguments, given.plugins
+    if folder is not None and "=" in folder.name and not folder.exists():
+        folder, arguments = None, [str(folder), *arguments]
+    if folder is None:
+        here = Path("hyperparams.json")
+        folder = newest_run(here)
+        plugins = plugins or plugins_of(here)
     if not (folder / "run.json").exists():
         raise StoreError(f"{folder}: no run here (it has no run.json)")
-    run = Run(folder)
+    run = Run(folder, plugins, given.imports)
     text = given.checkpoint
     epoch: Any = int(text) if text.isdecimal() else text
-    scores = run.evaluate(given.split, epoch, given.device, is_saved=True)
-    rows = [{"metric": name, "value": value} for name, value in scores.items()]
+    if given.evaluator is not None:
+        found = run.evaluate_by(
+            given.evaluator, given.split, epoch, is_saved=True, **_values(arguments)
+        )
+    elif arguments:
+        raise ConfigError(f"command line: {arguments[0]}: needs --evaluator")
+    else:
+        found = run.evaluate(given.split, epoch, given.device, is_saved=True)
+    rows = [{"metric": name, "value": value} for name, value in found.items()]
     print(f"{folder}, {text}:\n{tables.text_table(rows)}")
     return 0
+
+
+def _values(arguments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts; the values are JSON, else text."""
+    from gridrun.config.files import parse_json
+
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, sign, text = argument.partition("=")
+        if not sign or not name.isidentifier():
+            raise ConfigError(f"command line: {argument!r}: expected key=value")
+        try:
+            found[name], _ = parse_json(text, name)
+        except ConfigError:
+            found[name] = text
+    return found
+
+
+def plugins_of(hyperparams: Path) -> str | None:
+    """The folder of plug-ins of a configuration, or that beside it."""
+    from gridrun.config.files import absolute, read_json
+
+    values, _ = read_json(hyperparams)
+    if values.get("plugins") is not None:
+        return absolute(str(values["plugins"]), hyperparams.absolute().parent)
+    beside = hyperparams.absolute().parent / "plugins"
+    return str(beside) if beside.is_dir() else None
 
 
 def newest_run(hyperparams: Path) -> Path:

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from gridrun.plan import Plan
     from gridrun.sweep import Outcome
 
-KEY_OPTIONS = ("workers", "threads", "executor", "device", "save_root", "data_root")
+KEY_OPTIONS = (
+    "workers",
+    "threads",
+    "executor",
+    "device",
+    "save_root",
+    "data_root",
+    "plugins",
+)
 
 
 def add_run(commands: Any) -> None:
@@ -37,6 +45,7 @@ def add_run(commands: Any) -> None:
     command.add_argument("--device", help="auto, cpu, cuda or cuda:i")
     command.add_argument("--save-root", help="folder that gets the sweep's folder")
     command.add_argument("--data-root", help="folder of the data sets")
+    command.add_argument("--plugins", help="folder of plug-in files")
     command.add_argument(
         "--dry-run", action="store_true", help="check everything, write nothing"
     )

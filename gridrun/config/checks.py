@@ -37,6 +37,14 @@ SYNONYMS = {
     "patience": "early_stop_patience",
     "num_workers": "n_workers",
 }
+# keys whose value may be {"class", "args"}, and the keys that hold the arguments
+CLASS_KEYS = {
+    "model_type": "model_args",
+    "dataset": "dataset_args",
+    "optimizer": "optimizer_args",
+    "scheduler": "scheduler_args",
+    "distorter": "distorter_args",
+}
 
 
 @functools.cache
@@ -62,7 +70,7 @@ def complete(
         The configuration with final values, or None; and every (key, message).
     """
     given = dict(values)
-    problems = _lift_optimizer_args(given)
+    problems = lift_classes(given) + _lift_optimizer_args(given)
     for name, value in given.items():
         problems += _availability(name, value, schema)
     model_type = given.get("model_type")
@@ -81,6 +89,33 @@ def complete(
     if problems:
         return None, problems
     return hyps.model_copy(update=hyps.resolved()), []
+
+
+def lift_classes(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Read `{"class", "args"}` as the name of a class and the key of its arguments.
+
+    Args:
+        values: Key to value; changed.
+
+    Returns:
+        (key, message) of what is wrong.
+    """
+    problems = []
+    for name, own in CLASS_KEYS.items():
+        given = values.get(name)
+        if not isinstance(given, dict):
+            continue
+        kind, args = given.get("class"), given.get("args", {})
+        if not isinstance(kind, str) or set(given) - {"class", "args"}:
+            text = f'expected a name or {{"class", "args"}}, got {shown(given)}'
+            problems.append((name, text))
+            continue
+        values[name] = kind
+        if args and values.get(own):
+            problems.append((own, f"{name} has arguments of its own; keep one"))
+        elif args:
+            values[own] = args
+    return problems
 
 
 def _lift_optimizer_args(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,15 +7,25 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from gridrun.config.declare import Key, key
 from gridrun.config.messages import shown, suggest
 from gridrun.config.runner_keys import RunnerKeys
 
+DISTORTERS = ("gaussian", "jitter", "dropout")
+
+
+def class_name(entry: Any) -> str:
+    """The class of a value that is a name or `{"class", "args"}`."""
+    return str(entry.get("class", "")) if isinstance(entry, Mapping) else str(entry)
+
 
 class Hyperparams(RunnerKeys):
     """The keys that every library has; values are final once `resolved`."""
+
+    loops: ClassVar[tuple[str, ...]] = ("train_loop",)
+    is_pair_data: ClassVar[bool] = False  # whether data can be pairs
 
     exp_name: str = key(
         ...,
@@ -184,14 +194,41 @@ class Hyperparams(RunnerKeys):
             yield "skip_nums", f"expected numbers ≥ 0, got {shown(self.skip_nums)}"
         if self.dataset in (".", ".."):
             yield "dataset", f"expected the name of a folder, got {self.dataset!r}"
+        yield from self._monitor_problems()
+        yield from self._option_problems()
+
+    def _monitor_problems(self) -> Iterable[tuple[str, str]]:
         metric, sign, mode = self.monitor.partition(":")
         known = self.metrics()
-        if metric not in known:
+        if metric not in known and self.train_loop in self.loops:
             yield "monitor", f"unknown metric {metric!r}{suggest(metric, known)}"
         elif sign and mode not in ("max", "min"):
             yield "monitor", f"expected {metric}:max or {metric}:min"
         elif not mode and metric not in ("val_loss", "val_acc", "loss"):
             yield "monitor", f"say what is better: {metric}:max or {metric}:min"
+
+    def _option_problems(self) -> Iterable[tuple[str, str]]:
+        """Options that need others."""
+        if self.distorter_args and self.distorter is None:
+            yield "distorter_args", "needs a distorter"
+        if self.show_plots and not self.val_example_indices:
+            yield "show_plots", "needs val_example_indices: the samples to draw"
+        indices = self.val_example_indices
+        if any(index < 0 for index in indices) or len(set(indices)) < len(indices):
+            text = f"expected distinct integers ≥ 0, got {shown(indices)}"
+            yield "val_example_indices", text
+        for name in sorted(set(self.tracker_args) - set(self.trackers)):
+            yield "tracker_args", f"{name} is not in trackers"
+        for name, args in self.tracker_args.items():
+            if not isinstance(args, dict):
+                yield "tracker_args", f"{name}: expected an object, got {shown(args)}"
+        if self.is_pair_data:
+            return
+        if self.dataset_args:
+            yield "dataset_args", "of plug-in data sets only, which `general` has"
+        for name in ("use_preset", "loss_space", "eval_space"):
+            if getattr(self, name) != defaults_of(type(self))[name]:
+                yield name, "of pair data only, which plug-in data sets can be"
 
     def _seed_problems(self) -> Iterable[tuple[str, str]]:
         """Three ways to say how often and with what seeds; one at a time."""
@@ -253,11 +290,30 @@ class Hyperparams(RunnerKeys):
             for name, facts in groups.items()
             if facts.group == "model" and name not in reads | always
         }
+        if self.val_set is not None:
+            for name in ("val_p", "val_loc"):
+                reasons[name] = "val_set holds the validation samples"
+        if self.train_loop not in self.loops:
+            reasons["l1"] = f"{self.train_loop} adds its own terms"
         if self.scheduler is None:
             reasons["scheduler_args"] = "needs a scheduler"
         if self.early_stop_patience is None:
             reasons["early_stop_min_delta"] = "needs early_stop_patience"
         return reasons
+
+    def for_models(self) -> dict[str, Any]:
+        """What a model's constructor may take by the name of a key."""
+        return self.model_dump()
+
+    def plugin_names(self) -> Iterable[str]:
+        """Names in these settings that a plug-in may define, or an import path."""
+        yield self.model_type
+        if self.train_loop not in self.loops:
+            yield self.train_loop
+        if self.distorter not in (None, *DISTORTERS):
+            yield str(self.distorter)
+        for entry in self.augmenters:
+            yield class_name(entry)
 
     def identity_value(self, name: str) -> object:
         """The part of a key's value that acts."""

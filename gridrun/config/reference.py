@@ -55,7 +55,7 @@ def _rows(group: Group) -> Iterator[str]:
             if name in schema.model_fields:
                 rows.setdefault(_row(name, schema), []).append(library)
         for row, having in rows.items():
-            library = "both" if len(having) == len(schemas) else " ".join(having)
+            library = "all" if len(having) == len(schemas) else " ".join(having)
             yield f"| `{name}` | {library} | {row} |"
 
 

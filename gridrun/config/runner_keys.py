@@ -16,10 +16,12 @@ class RunnerKeys(StrictModel):
         group="runner",
     )
     model_args: dict[str, Any] = key(
-        {}, "arguments of a plug-in model", group="runner", available=False
+        {},
+        "arguments of a plug-in or imported model that are no keys",
+        group="runner",
     )
     dataset_args: dict[str, Any] = key(
-        {}, "arguments of a plug-in data set", group="runner", available=False
+        {}, "arguments of a plug-in or imported data set", group="runner"
     )
     seeds: list[int] | None = key(
         None,
@@ -65,7 +67,10 @@ class RunnerKeys(StrictModel):
         ge=0,
     )
     val_set: str | None = key(
-        None, "data set to validate on", group="runner", available=False
+        None,
+        "data set whose training samples are validated on (recordings: "
+        "dataset/stim_type); val_p and val_loc rest then",
+        group="runner",
     )
     train_set_size: int | None = key(
         None, "only the first n training samples", group="runner", ge=1
@@ -77,31 +82,36 @@ class RunnerKeys(StrictModel):
         ge=1,
     )
     distorter: str | None = key(
-        None, "corruption of training inputs", group="runner", available=False
+        None,
+        "corruption of normalised inputs in training: gaussian, jitter, dropout, or a "
+        "plug-in",
+        group="runner",
     )
     distorter_args: dict[str, Any] = key(
-        {}, "arguments of the distorter", group="runner", available=False
+        {},
+        "gaussian {std}, jitter {pixels}, dropout {p}; of a plug-in its own",
+        group="runner",
     )
-    augmenters: list[Any] = key(
-        [], "transforms of training samples, in order", group="runner", available=False
+    augmenters: list[str | dict[str, Any]] = key(
+        [],
+        "transforms of input and target together, in training, in order: names or "
+        '{"class", "args"}; images also flip, crop, jitter, rotate',
+        group="runner",
     )
     use_preset: bool = key(
         False,
-        "pair data: read stored inputs",
+        "pair data: read stored inputs; false: the targets, distorted, are the inputs",
         group="runner",
-        available=False,
     )
     loss_space: Literal["default", "original"] = key(
         "default",
-        "pair data: where the loss is computed",
+        "pair data: training loss of normalised values, or after the inverse",
         group="runner",
-        available=False,
     )
     eval_space: Literal["default", "original"] = key(
         "default",
-        "pair data: where metrics are computed",
+        "pair data: evaluation of normalised values, or after the inverse",
         group="runner",
-        available=False,
     )
     log_frequency: int = key(
         1,
@@ -124,44 +134,40 @@ class RunnerKeys(StrictModel):
     )
     val_example_indices: list[int] = key(
         [],
-        "validation samples whose predictions are saved",
+        "validation samples whose predictions are saved at every evaluation",
         group="runner",
         identity="no",
-        available=False,
     )
     val_example_subset: str = key(
         "DEFAULT",
-        "named subset that holds them",
+        "subset of the data set that these indices count in; DEFAULT: validation",
         group="runner",
         identity="no",
-        available=False,
     )
     show_plots: bool = key(
         False,
-        "live plot of those samples",
+        "draw these samples at every evaluation, as examples.png and live in a "
+        "notebook or window",
         group="runner",
         identity="no",
-        available=False,
     )
     verbose: bool = key(
         False, "a line for every epoch of a run", group="runner", identity="no"
     )
     trackers: list[str] = key(
         [],
-        "tensorboard, wandb, mlflow; CSV always",
+        "tensorboard, wandb, mlflow or a plug-in; tables in any case",
         group="runner",
         identity="no",
-        available=False,
     )
     tracker_args: dict[str, Any] = key(
-        {}, "arguments by tracker", group="runner", identity="no", available=False
+        {}, "arguments by tracker", group="runner", identity="no"
     )
-    diagnostics: list[Any] = key(
+    diagnostics: list[str | dict[str, Any]] = key(
         [],
-        "figures computed every few epochs",
+        'figures computed while training: names or {"name", "every", "at", "args"}',
         group="runner",
         identity="no",
-        available=False,
     )
     save_root: str | None = key(
         None,
@@ -172,10 +178,9 @@ class RunnerKeys(StrictModel):
     )
     plugins: str | None = key(
         None,
-        "folder of plug-in files",
+        "folder of plug-in files; null: plugins/ beside hyperparams.json, if there",
         group="runner",
         identity="no",
-        available=False,
         is_path=True,
     )
     executor: Literal["serial", "process", "slurm", "ray"] = key(

@@ -156,7 +156,8 @@ def load(library: str) -> None:
 
     found = libraries()[library]
     found.load_trainer()
-    importlib.import_module(found.models)
+    if found.models:
+        importlib.import_module(found.models)
     load_optimizers()
     gc.freeze()  # looked at by no worker, so that it stays shared
 

@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from gridrun.claims import Claim, renewing
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, suggest
 from gridrun.durable import read_record, remove_temporaries, write_json, writing
-from gridrun.errors import CheckpointError, StoreError
+from gridrun.errors import CheckpointError, ConfigError, StoreError
 from gridrun.run import RunState
 from gridrun.store import RunFolder
+from gridrun.tracking.watchers import Watchers
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.batch_log import BatchLog
+from gridrun.training.extras import Extras
 from gridrun.training.schedules import make_optimizer, make_scheduler
 from gridrun.training.seeding import RunRandom, seeded_globals
 
@@ -119,6 +121,8 @@ class LiveRun:
         self.epoch = 0
         self.metrics: dict[str, float] = {}
         self.batch_log = BatchLog(hyps)
+        self.extras = Extras()
+        self.watchers = Watchers()
         self.evaluations: list[dict[str, float]] = []
         self.time_s = 0.0
         self.state = RunState.RUNNING
@@ -200,6 +204,10 @@ class LiveRun:
             },
         )
         self.write_record()
+        self.watchers.tell("on_run_end", self, state, dict(test or {}))
+        if self.watchers.errors:
+            self.note(tracker_errors=self.watchers.errors)
+            self.write_record()
         reason = f": {error}" if error else ""
         self.log(f"{state.value} after epoch {self.epoch}{reason}")
         self._close()
@@ -289,6 +297,9 @@ class LiveRun:
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step scheduler, best epoch and early stopping by an epoch's metrics."""
         name, mode = self.hyps.monitor_mode()
+        if name not in metrics:
+            text = f"no metric {name!r}{suggest(name, metrics)}"
+            raise ConfigError(f"monitor: {text}")
         value = metrics[name]
         self.metrics = dict(metrics)
         min_delta = self.hyps.early_stop_min_delta

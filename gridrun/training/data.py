@@ -23,10 +23,12 @@ class Batch:
     What a cohort shares of them is computed when first asked for, once.
 
     Args:
-        inputs: (B, C, H, W), or a function without arguments that makes them.
-        targets: (B, U) or (B,).
+        inputs: (B, C, H, W) or (B, ...), or a function without arguments that makes
+            them.
+        targets: (B, U), (B,) or of the inputs' shape.
         dtype: Floating type of the inputs.
         spectrum: Makes the inputs' transform otherwise than from the inputs.
+        seed: Of what is drawn for it in evaluation, if anything is.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Batch:
         targets: Tensor,
         dtype: torch.dtype = torch.float32,
         spectrum: Callable[[], Spectrum] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.targets = targets
+        self.seed = seed
         self.dtype = dtype
         self._inputs = inputs
         self._spectrum = spectrum
@@ -63,7 +67,12 @@ class Batch:
             targets = self.targets
             if targets.is_floating_point():
                 targets = targets.to(dtype)
-            other = Batch(lambda: self.inputs.to(dtype), targets, dtype)
+
+            def inputs() -> Tensor:
+                own = self.inputs
+                return own.to(dtype) if own.is_floating_point() else own
+
+            other = Batch(inputs, targets, dtype, seed=self.seed)
             self._others[dtype] = other
         return self._others[dtype]
 
@@ -72,8 +81,8 @@ class Split(Protocol):
     """A part of the data, indexed from 0."""
 
     @property
-    def rows(self) -> Rows:
-        """Where the inputs can be read ahead."""
+    def rows(self) -> Rows | None:
+        """Where the inputs can be read ahead, if they can."""
         ...
 
     def __len__(self) -> int: ...
@@ -105,6 +114,7 @@ class DataInfo:
         labels: JSON-able facts that a checkpoint keeps (cells, centers, class names).
         n_samples: Samples in train, val and test.
         files: The files that hold them.
+        contents: SHA-256 of data that lie in no file, by name.
         centers: Row and column of each cell, where known.
         notices: What a user should know of the data.
         n_bytes: Size of the inputs as stored.
@@ -117,6 +127,7 @@ class DataInfo:
     centers: Sequence[tuple[int, int]] | None = None
     notices: Sequence[str] = ()
     n_bytes: int = 0
+    contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +138,7 @@ class Data:
         train, val, test: The splits.
         info: As found before reading.
         norm_stats: Statistics of the training samples that normalise inputs.
+        subsets: Further validation samples, by the data set's own names.
     """
 
     train: Split
@@ -134,6 +146,7 @@ class Data:
     test: Split
     info: DataInfo
     norm_stats: Mapping[str, Any]
+    subsets: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
 
 def size_problems(hyps: Hyperparams, sizes: Mapping[str, int]) -> list[str]:

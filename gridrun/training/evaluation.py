@@ -13,6 +13,7 @@ from gridrun.plugins import Library
 from gridrun.store import RunFolder
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import in_order
+from gridrun.training.extras import Extras
 from gridrun.training.job import opened_data, pick_device
 from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer, rebuild_model
 
@@ -53,6 +54,7 @@ def evaluate_checkpoint(
         data = opened_data(trainer_class, hyps, place)
         run = LiveRun(hyps, Claim(folder.claim), folder, place)
         run.model = rebuild_model(library, state).to(place)
+        run.extras = Extras.of(hyps, trainer_class.augmenters)
         trainer = trainer_class(library, [run], data)
         samples = getattr(data, split)
         with torch.no_grad(), run.autocast():

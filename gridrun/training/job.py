@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import gridrun
+from gridrun import plugin_files
 from gridrun.claims import ClaimLost
 from gridrun.config import Hyperparams
 from gridrun.durable import sha256_of_file
@@ -31,7 +32,7 @@ from gridrun.training.cohort import (
     claimed,
     describe_failure,
 )
-from gridrun.training.data import Data
+from gridrun.training.data import Data, DataInfo
 from gridrun.training.trainer import Event, Trainer
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,7 @@ def _train(
     try:
         for run in runs:
             run.begin_attempt(circumstances(library, run.hyps, device))
-        paths = trainer_class.inspect_data(runs[0].hyps).files
-        files = {Path(path).name: file_hash(path) for path in paths}
+        files = content_hashes(trainer_class.inspect_data(runs[0].hyps))
         for run in runs:
             run.note(data_sha256=files)
             run.write_record()
@@ -151,6 +151,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def content_hashes(info: DataInfo) -> dict[str, str]:
+    """SHA-256 of the data of a run, by the name of the file or of the data set."""
+    found = dict(info.contents)
+    for path in map(Path, info.files):
+        name = (
+            path.name if path.name not in found else f"{path.parent.name}/{path.name}"
+        )
+        found[name] = file_hash(str(path))
+    return found
+
+
 _opened: dict[str, Data] = {}
 
 
@@ -160,7 +171,7 @@ def opened_data(
     """The data of a cohort; kept for the next cohort if that uses the same."""
     from gridrun.planner import data_key
 
-    hashes = {path: file_hash(path) for path in trainer_class.inspect_data(hyps).files}
+    hashes = content_hashes(trainer_class.inspect_data(hyps))
     name = f"{data_key(hyps)}:{device}:{hashes}"
     if name not in _opened:
         _opened.clear()
@@ -172,7 +183,8 @@ def circumstances(
     library: Library, hyps: Hyperparams, device: torch.device
 ) -> dict[str, Any]:
     """What can change bits, or tell where an attempt ran."""
-    source = inspect.getsourcefile(library.model(hyps.model_type))
+    source = inspect.getsourcefile(library.model(hyps.model_type, hyps.plugins))
+    plugins = plugin_files.source_files(hyps.plugin_names(), hyps.plugins)
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -185,6 +197,7 @@ def circumstances(
         "conv_method": hyps.conv_method,
         "versions": versions(),
         "model_source_sha256": file_hash(source) if source else None,
+        "plugin_sha256": {path.name: file_hash(str(path)) for path in plugins},
     }
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from gridrun import plugin_files
+from gridrun.config.keys import class_name
 
 RATE_FLOOR = 1e-8
 
@@ -47,6 +53,34 @@ def class_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
     if name == "MSELoss":
         return mean_squared_error(logits, one_hot)
     return poisson_nll(logits, one_hot, log_rate=True)
+
+
+def is_of_torch(name: str) -> bool:
+    """Whether torch.nn has a loss of that name."""
+    return name.endswith("Loss") and hasattr(nn, name)
+
+
+def make_loss(entry: Any, plugins: str | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of predictions and targets: of torch.nn, or a plug-in.
+
+    Args:
+        entry: Name or `{"class", "args"}`.
+        plugins: Folder of the plug-ins.
+
+    Raises:
+        ConfigError: If there is none, or it refuses the arguments.
+    """
+    name = class_name(entry)
+    if not is_of_torch(name):
+        made: Callable[[Tensor, Tensor], Tensor] = plugin_files.make(
+            "lossfxn", entry, plugins
+        )
+        return made
+    args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
+    loss: Callable[[Tensor, Tensor], Tensor] = plugin_files.construct(
+        "lossfxn", getattr(nn, name), args
+    )
+    return loss
 
 
 def is_finite(loss: Tensor) -> bool:

@@ -14,7 +14,7 @@ NORM_EPS = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Normaliser:
-    """Normalises inputs (B, C, H, W).
+    """Normalises inputs (B, C, H, W), or (B, C, ...).
 
     Args:
         kind: `global`, `per_channel`: (x − mean)/(std + 1e-7), one pair of numbers for
@@ -55,11 +55,37 @@ class Normaliser:
             return x
         y = x if in_place else x.clone()
         if self.kind == "per_sample":
-            return y.sub_(y.mean((1, 2, 3), keepdim=True))
+            return y.sub_(_sample_means(y))
         if isinstance(self.mean, float) and isinstance(self.std, float):
             return y.sub_(self.mean).div_(self.std + NORM_EPS)
+        mean, std = self._of_channels_of(x)
+        return y.sub_(mean).div_(std + NORM_EPS)
+
+    def _of_channels_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, shaped to fit x."""
+        shape = [-1, *[1] * (x.ndim - 2)]
         mean, std = (
-            torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
+            torch.tensor(values, dtype=x.dtype, device=x.device).view(shape)
             for values in (self.mean, self.std)
         )
-        return y.sub_(mean).div_(std + NORM_EPS)
+        return mean, std
+
+    def inverse(self, y: Tensor, inputs: Tensor) -> Tensor:
+        """What y was before, for values of the normalised inputs' kind.
+
+        Args:
+            y: (B, ...) normalised.
+            inputs: (B, ...) as they were before: per_sample adds their means.
+        """
+        if self.kind == "none":
+            return y
+        if self.kind == "per_sample":
+            return y + _sample_means(inputs)
+        if isinstance(self.mean, float) and isinstance(self.std, float):
+            return y * (self.std + NORM_EPS) + self.mean
+        mean, std = self._of_channels_of(y)
+        return y * (std + NORM_EPS) + mean
+
+
+def _sample_means(x: Tensor) -> Tensor:
+    return x.mean(tuple(range(1, x.ndim)), keepdim=True)

@@ -19,9 +19,11 @@ from gridrun.config import Hyperparams, defaults_of
 from gridrun.errors import StorageError
 from gridrun.machine import available_memory
 from gridrun.nn import chosen_methods, set_method
-from gridrun.plugins import Library, reads
+from gridrun.plugin_files import construct
+from gridrun.plugins import Library
 from gridrun.readers import Readers
 from gridrun.run import RunState
+from gridrun.tracking.watchers import Watchers
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import (
     CohortTooLarge,
@@ -40,6 +42,9 @@ from gridrun.training.data import (
     in_order,
     n_batches,
 )
+from gridrun.training.diagnose import Diagnosis
+from gridrun.training.examples import Examples
+from gridrun.training.extras import Change, Extras
 from gridrun.training.losses import is_finite
 from gridrun.training.seeding import epoch_order, kept_globals
 
@@ -85,6 +90,7 @@ class Trainer(abc.ABC):
     """
 
     loops: ClassVar[Mapping[str, Callable[[Any, LiveRun, Batch], Terms]]] = {}
+    augmenters: ClassVar[Mapping[str, Change]] = {}
 
     def __init__(
         self,
@@ -100,6 +106,8 @@ class Trainer(abc.ABC):
         self.report = report
         self.should_stop = should_stop
         self.readers: Readers | None = None
+        self.diagnoses: dict[int, Diagnosis] = {}
+        self.examples: dict[int, Examples] = {}
 
     # what a library defines
 
@@ -122,6 +130,14 @@ class Trainer(abc.ABC):
         return [*info.notices, text]
 
     @staticmethod
+    def try_out(hyps: Hyperparams, info: DataInfo) -> None:
+        """Find out before anything starts whether model, data and loss fit.
+
+        Raises:
+            ConfigError: With the key first.
+        """
+
+    @staticmethod
     @abc.abstractmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:
         """Read data onto a device."""
@@ -133,6 +149,29 @@ class Trainer(abc.ABC):
     def inputs(self, run: LiveRun, batch: Batch) -> Any:
         """A batch's inputs as the run's model takes them; random in training only."""
         return batch.inputs
+
+    def plain_batch(self, run: LiveRun, batch: Batch) -> Batch:
+        """Inputs as the model takes them and targets in its unit, as plain tensors."""
+        return Batch(self.inputs(run, batch), batch.targets, batch.dtype)
+
+    def predicted(self, run: LiveRun, model: nn.Module, inputs: Tensor) -> Tensor:
+        """A model's predictions in the unit of the targets; of classes, logits."""
+        found: Tensor = model(inputs)
+        return found
+
+    def shown(self, run: LiveRun, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, predictions and targets as people look at them."""
+        run.model.eval()
+        inputs = self.plain_batch(run, batch).inputs
+        predictions = self.predicted(run, run.model, inputs)
+        return batch.inputs, predictions, batch.targets
+
+    def copied_model(self, run: LiveRun) -> nn.Module:
+        """A run's model in eval mode, which shares nothing with it."""
+        model = build_model(self.library, run.hyps, self.data.info)
+        model.to(run.device, run.dtype)
+        model.load_state_dict(run.model.state_dict())
+        return model.eval()
 
     @staticmethod
     @abc.abstractmethod
@@ -172,10 +211,11 @@ class Trainer(abc.ABC):
     def reading_ahead(self) -> Iterator[None]:
         """Inside, `n_workers` processes read training batches ahead."""
         n_workers = self.runs[0].hyps.n_workers
-        if not n_workers:
+        rows = self.data.train.rows if n_workers else None
+        if rows is None:
             yield
             return
-        self.readers = Readers(self.data.train.rows, n_workers)
+        self.readers = Readers(rows, n_workers)
         try:
             yield
         finally:
@@ -217,6 +257,7 @@ class Trainer(abc.ABC):
 
     def start(self, run: LiveRun) -> None:
         """Build the run, or continue it from its last checkpoint."""
+        run.extras = Extras.of(run.hyps, self.augmenters)
         run.build(lambda: build_model(self.library, run.hyps, self.data.info))
         self.prepare_model(run.model, self.data)
         run.folder.write_text(run.folder.model_text, describe_model(run.model))
@@ -224,6 +265,11 @@ class Trainer(abc.ABC):
         facts = {"parameters": n_parameters(run.model)}
         run.note(**facts, convolutions=chosen_methods(run.model))
         run.log(f"training from epoch {run.epoch + 1} on {run.device}")
+        self.diagnoses[run.number] = Diagnosis(self, run)
+        self.examples[run.number] = Examples(self, run)
+        run.watchers = Watchers.of(run.hyps)
+        if run.watchers.callbacks:
+            run.watchers.tell("on_run_start", run, run.folder.epochs.read())
         self.report(Event("start", run.number, run.epoch))
 
     def run_epoch(self, runs: Sequence[LiveRun]) -> None:
@@ -252,15 +298,22 @@ class Trainer(abc.ABC):
             shared_s += time.perf_counter() - started
             for run in self._running(runs):
                 with self.guarded(run), run.timed():
-                    totals[run.number].add(self.train_step(run, batch), len(batch))
+                    terms = self.train_step(run, batch)
+                    totals[run.number].add(terms, len(batch))
+                    run.watchers.tell("on_step_end", run, step, terms)
             self.report(Event("step", first.number, epoch, step, n_steps, len(runs)))
             due = [run for run in runs if step in run.evaluation_steps(n_steps)]
             if due:
                 for number, scores in self.evaluated(due, self.data.val).items():
                     by_number[number].add_evaluation(step, scores)
+                    with self.guarded(by_number[number]):
+                        self.examples[number].add(epoch, step)
         validation = self.evaluated(runs, self.data.val)
         for run in self._running(runs):
             run.add_evaluation(n_steps, validation[run.number])
+            with self.guarded(run):
+                self.examples[run.number].add(epoch, n_steps)
+        for run in self._running(runs):
             run.time_s += shared_s / len(runs)
             metrics = totals[run.number].means()
             found = validation[run.number]
@@ -276,9 +329,9 @@ class Trainer(abc.ABC):
         """
         if not run.model.training:
             run.model.train()
+        batch = self.augmented(run, batch.to(run.dtype))
         with run.autocast():
-            loop = self.loops[run.hyps.train_loop]
-            terms = loop(self, run, batch.to(run.dtype))
+            terms = self.objective(run, batch)
         loss = terms["loss"]
         if not is_finite(loss):
             raise Diverged(f"training loss became {loss.item()}")
@@ -290,6 +343,32 @@ class Trainer(abc.ABC):
         run.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
+    @staticmethod
+    def augmented(run: LiveRun, batch: Batch) -> Batch:
+        """A training batch after the run's augmenters; the same if it has none."""
+        if not run.extras.augmenters:
+            return batch
+        inputs, targets = batch.inputs, batch.targets
+        for augmenter in run.extras.augmenters:
+            random = run.random.generators["augmentation"]
+            inputs, targets = augmenter(inputs, targets, random)
+        return Batch(inputs, targets, batch.dtype)
+
+    @staticmethod
+    def distorted(run: LiveRun, inputs: Tensor) -> Tensor:
+        """Normalised inputs after the run's distorter; in training only."""
+        if run.extras.distorter is None or not run.model.training:
+            return inputs
+        return run.extras.distorter(inputs, run.random.generators["distortion"])
+
+    def objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """What the run minimises for a batch, `loss`, and its terms."""
+        if run.extras.objective is None:
+            return self.loops[run.hyps.train_loop](self, run, batch)
+        inputs = self.inputs(run, batch)
+        found = run.extras.objective(run.model, inputs, batch.targets)
+        return {"loss": found} if isinstance(found, Tensor) else dict(found)
+
     def end_epoch(self, run: LiveRun, epoch: int, metrics: dict[str, float]) -> None:
         """Record the epoch and save its checkpoint."""
         lr = run.lr
@@ -297,6 +376,7 @@ class Trainer(abc.ABC):
         self.close_epoch(run, metrics)
         row = {"epoch": epoch, "lr": lr, **metrics, "time_s": round(run.time_s, 3)}
         run.write_rows(row)
+        self.diagnoses[run.number].at_epoch(epoch)
         state = run.checkpoint(self.data.norm_stats, self.data.info.labels)
         run.folder.save_checkpoint(
             checkpoints.to_bytes(state),
@@ -305,6 +385,7 @@ class Trainer(abc.ABC):
             run.hyps.save_every_epoch,
         )
         run.log(", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+        run.watchers.tell("on_epoch_end", run, row)
         self.report(Event("epoch", run.number, epoch, metrics=metrics))
 
     def evaluated(
@@ -333,6 +414,7 @@ class Trainer(abc.ABC):
         for run in self._running(runs):
             with self.guarded(run):
                 test = {f"test_{name}": v for name, v in found[run.number].items()}
+                self.diagnoses[run.number].at_end(self.tested_epoch(run))
                 self._end(run, RunState.DONE, test=test)
 
     @staticmethod
@@ -416,10 +498,12 @@ def build_model(library: Library, hyps: Hyperparams, info: DataInfo) -> nn.Modul
     Raises:
         ConfigError: If its layers do not fit the image.
     """
-    kind = library.model(hyps.model_type)
-    available = hyps.model_dump() | {"n_units": info.n_units, "centers": info.centers}
-    arguments = {name: available[name] for name in reads(kind) if name in available}
-    model: nn.Module = kind(**arguments)
+    kind = library.model(hyps.model_type, hyps.plugins)
+    facts = {"n_units": info.n_units, "centers": info.centers}
+    shapes = ("input_shape", "target_shape")
+    facts |= {name: info.labels[name] for name in shapes if name in info.labels}
+    keys = hyps.for_models() | facts
+    model: nn.Module = construct("model_args", kind, hyps.model_args, keys)
     set_method(model, hyps.conv_method)
     return model
 

@@ -124,16 +124,11 @@ def test_paths_are_of_the_working_directory(
     assert written == {"model_type": "SmallNet", "data_root": str(tmp_path / "data")}
 
 
-class Unknown(torch.nn.Module):
-    """A model that no library has."""
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": Unknown}, "model: Unknown is no class"),
-        ({"loss_function": torch.nn.MSELoss()}, "loss_function: a MSELoss"),
-        ({"lr": lambda: 1}, "lr: a function"),
+        ({"lr": lambda: 1}, "lr: <lambda> is defined inside another"),
+        ({"lr": torch.ones(2)}, "lr: a Tensor cannot be recorded"),
         ({"name": "a", "exp_name": "b"}, "exp_name: given twice"),
         ({"scheduler": "StepLR", "scheduler_requires_metric": True}, "is wrong for St"),
         (

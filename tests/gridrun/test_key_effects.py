@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from strategies import OF_MOVIE
@@ -33,7 +35,9 @@ from gridrun.plugins import libraries
 from gridrun.sweep import Run, Sweep, load_sweep, run_sweep
 from imgclass.trainer import ImageTrainer
 
-RETINA, IMAGES = "torchdeepretina", "imgclass"
+RETINA, IMAGES, GENERAL = "torchdeepretina", "imgclass", "general"
+FILES = (RETINA, IMAGES)
+PLUGINS = {"plugins": str(Path(__file__).parents[1] / "plugins")}
 COMMON: dict[str, Any] = {
     "exp_name": "sweep",
     "n_epochs": 2,
@@ -54,6 +58,14 @@ BASE: dict[str, dict[str, Any]] = {
         "ksizes": [3],
         "mid_dims": 5,
         "batch_size": 16,
+    },
+    GENERAL: COMMON
+    | PLUGINS
+    | {
+        "model_type": "Denoiser",
+        "dataset": "Waves",
+        "lossfxn": "MSELoss",
+        "batch_size": 8,
     },
 }
 
@@ -200,7 +212,49 @@ def job_sizes(outcome: Outcome) -> list[int]:
 
 # --- effects ----------------------------------------------------------------------
 
+
+def examples(outcome: Outcome) -> dict[str, Any]:
+    """What examples.h5 holds."""
+    path = outcome.runs[0].folder.path / "examples.h5"
+    if not path.exists():
+        return {}
+    with h5py.File(path) as file:
+        return {name: file[name][:] for name in file}
+
+
+def n_predicted(outcome: Outcome) -> int:
+    """Predictions kept of both epochs."""
+    return sum(map(len, examples(outcome).get("prediction", [])))
+
+
+def has_picture(outcome: Outcome) -> bool:
+    return (outcome.runs[0].folder.path / "examples.png").exists()
+
+
+def n_written(outcome: Outcome) -> int:
+    """Lines in the run's diary, the tracker among the plug-ins."""
+    path = outcome.runs[0].folder.path / "diary.txt"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
 Effect = Callable[[Outcome, Outcome], None]
+
+
+def other_examples(one: Outcome, other: Outcome) -> None:
+    """Another sample is predicted."""
+    targets = [examples(outcome)["target"] for outcome in (one, other)]
+    assert targets[0].shape == targets[1].shape
+    assert not np.array_equal(*targets)
+
+
+def diagnosed(one: Outcome, other: Outcome) -> None:
+    """The diagnostic was computed in both epochs, and its cost recorded."""
+    for epoch in (1, 2):
+        folder = other.runs[0].folder.path / "diagnostics"
+        found = json.loads((folder / f"loudest_000{epoch}.json").read_text())
+        assert set(found) == {"largest", "time_s"}
+    assert other.runs[0].record["diagnostics_s"] > 0
+    assert "diagnostics_s" not in one.runs[0].record
 
 
 def dw(one: Outcome, other: Outcome) -> None:
@@ -316,14 +370,14 @@ class Row(NamedTuple):
         effects: What must hold of the outcomes before and after; a text: the change
             is refused with it.
         context: What else differs from the base, before and after; `...`: left out.
-        only: The library; None: both.
+        only: The library, or several; None: all.
         ranges: What is swept before and after.
     """
 
     value: Any
     effects: tuple[Effect, ...] | str
     context: Mapping[str, Any] = {}
-    only: str | None = None
+    only: str | tuple[str, ...] | None = None
     ranges: Mapping[str, Any] = {}
 
 
@@ -349,7 +403,7 @@ SWEEP: dict[str, list[Row]] = {
     "seed": [
         Row(6, (dw,), {"split_seed": 5}),
         Row(6, (second_is_first,), {"split_seed": 5, "n_repeats": 2}),
-        Row(6, (dw,), STILL | {"split_seed": 5}),  # the initial weights
+        Row(6, (dw,), STILL | {"split_seed": 5}, FILES),  # the initial weights
         Row(6, (dw,), RETINA_START | {"noise": 0.0}, only=RETINA),  # the order
         Row(6, (dw,), RETINA_START | {"shuffle": False}, only=RETINA),  # the noise
         Row(6, (dw,), IMAGE_START | {"augment": []}, only=IMAGES),  # the order
@@ -362,6 +416,8 @@ SWEEP: dict[str, list[Row]] = {
         Row(6, (dw,), {"shuffle": False, "bootstrap": 1}, only=IMAGES),
         Row(6, (same_w,), only=RETINA),
         Row(6, (dw,), {"bootstrap": 1}, only=RETINA),
+        Row(6, (dw,), only=GENERAL),
+        Row(6, (same_w,), {"val_set": "OtherWaves"}, only=GENERAL),
     ],
     "save_every_epoch": [
         Row(True, (changed(files, [1, 3], [1, 2, 3]), same_w), RISING),
@@ -384,11 +440,15 @@ SWEEP: dict[str, list[Row]] = {
 }
 DATA: dict[str, list[Row]] = {
     "data_root": [
-        Row("elsewhere", (same_w,)),
-        Row("turned", (other_data,)),  # other files of the same names
-        Row("absent", "absent"),
+        Row("elsewhere", (same_w,), only=FILES),
+        Row("turned", (other_data,), only=FILES),  # other files of the same names
+        Row("absent", "absent", only=FILES),
     ],
-    "dataset": [Row("other", (other_data,))],
+    "dataset": [
+        Row("other", (other_data,), only=FILES),
+        Row("OtherWaves", (other_data,), only=GENERAL),
+        Row("Waves2", "dataset: unknown 'Waves2'", only=GENERAL),
+    ],
     "stim_type": [Row("other", (other_data,))],
     "cells": [
         Row([0, 2], (changed(cells, [0, 1, 2], [0, 2]), dw)),
@@ -411,16 +471,17 @@ DATA: dict[str, list[Row]] = {
     "val_p": [
         Row(0.3, (changed(n_samples, (111, 13), (85, 39)), dw), only=RETINA),
         Row(0.3, (changed(n_samples, (59, 7), (46, 20)), dw), only=IMAGES),
+        Row(0.3, (changed(n_samples, (36, 4), (28, 12)), dw), only=GENERAL),
     ],
     "val_loc": [
         Row("middle", (dw,), only=RETINA),
         Row("beginning", (dw,), only=RETINA),
-        Row("middle", (dw,), {"shuffle": False}, only=IMAGES),
-        Row("beginning", (dw,), {"shuffle": False}, only=IMAGES),
-        Row("middle", (same_w,), only=IMAGES),
+        Row("middle", (dw,), {"shuffle": False}, only=(IMAGES, GENERAL)),
+        Row("beginning", (dw,), {"shuffle": False}, only=(IMAGES, GENERAL)),
+        Row("middle", (same_w,), only=(IMAGES, GENERAL)),
     ],
     "n_workers": [
-        Row(2, (changed(lambda outcome: outcome.n_readers, 0, 2), same_w)),
+        Row(2, (changed(lambda outcome: outcome.n_readers, 0, 2), same_w), only=FILES),
     ],
     "augment": [
         Row([], (dw,)),
@@ -432,10 +493,12 @@ DATA: dict[str, list[Row]] = {
         ],
     ],
     "normalizer": [
-        Row("none", (dw,)),
+        Row("none", (dw,), only=FILES),
         Row("per_sample", (dw,)),
-        Row("per_channel", (dw,), only=RETINA),
-        Row("global", (dw,), only=IMAGES),
+        Row("per_channel", (dw,), only=(RETINA, GENERAL)),
+        Row("global", (dw,), only=(IMAGES, GENERAL)),
+        Row({"class": "Halving"}, (dw,), only=GENERAL),
+        Row("Halves", "normalizer: unknown 'Halves'", only=GENERAL),
     ],
 }
 TRAINING: dict[str, list[Row]] = {
@@ -447,9 +510,18 @@ TRAINING: dict[str, list[Row]] = {
             only=RETINA,
         ),
         Row("retinotopic_loop", "train_loop", only=IMAGES),
+        Row("with_weights", (changed(columns, 6, 7), dw), PLUGINS),
     ],
     "lossfxn": [
-        Row("MSELoss", (dw,)),
+        Row("MSELoss", (dw,), only=FILES),
+        Row("L1Loss", (dw,), only=GENERAL),
+        Row({"class": "SmoothL1Loss", "args": {"beta": 0.1}}, (dw,), only=GENERAL),
+        Row(
+            {"class": "Quartic", "args": {"scale": 0.5}},
+            (changed(columns, 6, 7), dw),
+            only=GENERAL,
+        ),
+        Row({"class": "L1Loss", "args": {"b": 1}}, "no argument 'b'", only=GENERAL),
         Row("PoissonNLLLoss", (dw,), only=IMAGES),
         Row("CrossEntropyLoss", "lossfxn", only=RETINA),
     ],
@@ -457,10 +529,11 @@ TRAINING: dict[str, list[Row]] = {
     "batch_size": [
         Row(16, (changed(n_steps, 8, 14), dw), only=RETINA),
         Row(8, (changed(n_steps, 8, 16), dw), only=IMAGES),
+        Row(12, (changed(n_steps, 10, 6), dw), only=GENERAL),
     ],
     "n_epochs": [Row(3, (changed(n_rows, 2, 3), dw))],
     "lr": [Row(0.02, (changed(rates, [0.01] * 2, [0.02] * 2), dw))],
-    "l2": [Row(1.0, (dw, smaller_norm))],
+    "l2": [Row(1.0, (dw, smaller_norm), only=FILES), Row(1.0, (dw,), only=GENERAL)],
     "l1": [Row(0.1, (changed(columns, 6, 7), dw))],
     "optimizer": [Row("SGD", (dw,)), Row("AdamW", (dw,), {"l2": 0.5})],
     "optimizer_args": [Row({"eps": 0.5}, (dw,)), Row({"amsgrad": True}, (dw,))],
@@ -493,6 +566,7 @@ RUNNER: dict[str, list[Row]] = {
         Row(IMAGES, (its_own_library,), only=IMAGES),
         Row(IMAGES, "a sweep has one library", only=RETINA),
         Row(RETINA, "a sweep has one library", only=IMAGES),
+        Row(GENERAL, (its_own_library,), only=GENERAL),
     ],
     "seeds": [
         Row([9, 4], (given_seeds, dw), {"seed": ...}),
@@ -511,6 +585,7 @@ RUNNER: dict[str, list[Row]] = {
     "init_weights_path": [
         Row("weights/torchdeepretina.pt", (dw,), only=RETINA),
         Row("weights/imgclass.pt", (dw,), only=IMAGES),
+        Row("weights/general.pt", (dw,), only=GENERAL),
         Row("weights/absent.pt", "no file"),
     ],
     "precision": [
@@ -535,14 +610,17 @@ RUNNER: dict[str, list[Row]] = {
     "train_set_size": [
         Row(40, (changed(n_samples, (111, 13), (40, 13)), dw), only=RETINA),
         Row(40, (changed(n_samples, (59, 7), (40, 7)), dw), only=IMAGES),
+        Row(20, (changed(n_samples, (36, 4), (20, 4)), dw), only=GENERAL),
         Row(200, "train_set_size"),
-        Row(1, "train_set_size"),
-        Row(1, (dw,), {"bnorm": False}),
+        Row(1, "train_set_size", only=FILES),
+        Row(1, (dw,), {"bnorm": False}, only=FILES),
     ],
     "val_set_size": [
         Row(5, (changed(n_samples, (111, 13), (111, 5)),), only=RETINA),
         Row(5, (changed(n_samples, (59, 7), (59, 5)),), only=IMAGES),
-        Row(5, (other_validation_only,)),
+        Row(5, (other_validation_only,), only=FILES),
+        Row(2, (changed(n_samples, (36, 4), (36, 2)),), only=GENERAL),
+        Row(2, (other_validation_only,), only=GENERAL),
         Row(200, "val_set_size"),
     ],
     "save_root": [Row("another", (moved, same_w), only=IMAGES)],
@@ -596,7 +674,123 @@ RUNNER: dict[str, list[Row]] = {
         Row(5, "spectra_cache_mib", only=IMAGES),
     ],
 }
-EFFECTS = SWEEP | DATA | TRAINING | RUNNER
+OPTIONS: dict[str, list[Row]] = {
+    "model_args": [
+        Row({"factor": 2.0}, (dw,), PLUGINS | {"model_type": "LouderLN"}, RETINA),
+        Row({"scale": 2.0}, (dw,), PLUGINS | {"model_type": "FlatImages"}, IMAGES),
+        Row({"width": 3}, (dw,), only=GENERAL),
+        Row({"width": "x"}, "model_args: Denoiser cannot be made", only=GENERAL),
+        Row({"wdth": 3}, "did you mean 'width'", only=GENERAL),
+        Row({"chans": [3]}, "model_args: chans is a key", only=IMAGES),
+        Row({"scale": 2.0}, "model_args: .* no argument 'scale'", only=FILES),
+    ],
+    "dataset_args": [
+        Row({"n": 30}, (other_data,), only=GENERAL),
+        Row({"m": 30}, "dataset_args: Waves has no argument 'm'", only=GENERAL),
+        Row({"n": 30}, "dataset_args", only=FILES),
+    ],
+    "val_set": [
+        Row("rec/other", (changed(n_samples, (111, 13), (131, 131)), dw), only=RETINA),
+        Row("other", (changed(n_samples, (59, 7), (66, 66)), dw), only=IMAGES),
+        Row("OtherWaves", (changed(n_samples, (36, 4), (40, 14)), dw), only=GENERAL),
+        Row("absent/movie", "val_set: no 'absent'", only=RETINA),
+        Row("rec/absent", "val_set: no absent.h5", only=RETINA),
+        Row("rec", "val_set: expected dataset/stim_type", only=RETINA),
+        Row("absent", "val_set: no 'absent'", only=IMAGES),
+        Row("Points", "val_set: samples are", only=GENERAL),
+        Row("absent", "val_set: unknown 'absent'", only=GENERAL),
+    ],
+    "distorter": [
+        Row({"class": "gaussian", "args": {"std": 0.5}}, (dw,)),
+        Row({"class": "dropout", "args": {"p": 0.5}}, (dw,)),
+        Row({"class": "jitter", "args": {"pixels": 2}}, (dw,)),
+        Row({"class": "Silence", "args": {"share": 0.5}}, (dw,), PLUGINS),
+        Row("gaussian", "distorter_args: Gaussian needs the argument 'std'"),
+        Row("gausian", "distorter: unknown 'gausian'"),
+    ],
+    "distorter_args": [
+        Row(
+            {"std": 0.9},
+            (dw,),
+            {"distorter": "gaussian", "distorter_args": {"std": 0.1}},
+        ),
+        Row({"std": -1.0}, "std: expected a number ≥ 0", {"distorter": "gaussian"}),
+        Row({"p": 2}, "p: expected a number from 0 to 1", {"distorter": "dropout"}),
+        Row({"pixels": 0.5}, "pixels: expected an integer", {"distorter": "jitter"}),
+        Row({"std": 1.0}, "distorter_args: needs a distorter"),
+    ],
+    "augmenters": [
+        Row(["mirrored"], (dw,), PLUGINS),
+        Row([{"class": "Louder", "args": {"most": 3.0}}], (dw,), PLUGINS),
+        Row([{"class": "Louder", "args": {"least": 3.0}}], "no argument", PLUGINS),
+        Row(["Quieter"], "augmenters: unknown 'Quieter'", PLUGINS),
+        Row(["rotate"], (dw,), {"augment": []}, IMAGES),
+        Row(["flip"], "augment \\[\\] is needed", only=IMAGES),
+    ],
+    "use_preset": [
+        Row(True, (dw,), only=GENERAL),
+        Row(
+            True,
+            "use_preset: Waves stores no inputs",
+            {"dataset_args": {"is_stored": False}},
+            GENERAL,
+        ),
+        Row(True, "pair data", only=FILES),
+    ],
+    "loss_space": [
+        Row("original", (dw,), {"normalizer": "global"}, GENERAL),
+        Row("original", "needs a normalizer", only=GENERAL),
+        Row("original", "pair data", only=FILES),
+    ],
+    "eval_space": [
+        Row("original", (other_validation_only,), {"normalizer": "global"}, GENERAL),
+        Row("original", "needs a normalizer", only=GENERAL),
+        Row("original", "pair data", only=FILES),
+    ],
+    "val_example_indices": [
+        Row([2, 0], (changed(n_predicted, 0, 4), same_w)),
+        Row([900], "val_example_indices: .* are not there"),
+        Row([1, 1], "val_example_indices: expected distinct"),
+    ],
+    "val_example_subset": [
+        Row("slow", (other_examples, same_w), {"val_example_indices": [1]}, GENERAL),
+        Row("test", "val_example_subset: this data set has no subset", only=FILES),
+    ],
+    "show_plots": [
+        Row(
+            True,
+            (changed(has_picture, False, True), same_w),
+            {"val_example_indices": [0, 1]},
+        ),
+        Row(True, "show_plots: needs val_example_indices"),
+    ],
+    "trackers": [
+        Row(["Diary"], (changed(n_written, 0, 14), same_w), PLUGINS, GENERAL),
+        Row(["Dairy"], "trackers: unknown 'Dairy'", PLUGINS),
+        Row(["Diary", "Diary"], "trackers: one stands twice", PLUGINS),
+    ],
+    "tracker_args": [
+        Row(
+            {"Diary": {"fails_at": 1}},
+            (changed(n_written, 14, 6), same_w),
+            PLUGINS | {"trackers": ["Diary"]},
+            GENERAL,
+        ),
+        Row({"Diary": {}}, "tracker_args: Diary is not in trackers"),
+        Row({"Diary": {"fails": 1}}, "no argument", PLUGINS | {"trackers": ["Diary"]}),
+    ],
+    "diagnostics": [
+        Row([{"name": "loudest", "every": 1}], (diagnosed, same_w), PLUGINS),
+        Row([{"name": "broken", "every": 1}], (same_w,), PLUGINS),
+        Row(["loudness"], "diagnostics: .*unknown", PLUGINS),
+        Row(["hessian", "hessian"], "diagnostics: hessian stands twice"),
+    ],
+    "plugins": [
+        Row(PLUGINS["plugins"], (same_w,), only=FILES),
+        Row("absent", "plugins: no folder"),
+    ],
+}
+EFFECTS = OPTIONS | SWEEP | DATA | TRAINING | RUNNER
 OWN_TESTS = {
     "max_attempts": "test_max_attempts_counts_dead_workers",
     "hang_timeout_s": "test_hang_timeout_s_kills_a_silent_worker",
@@ -607,7 +801,11 @@ OWN_TESTS = {
 
 def rows_of(library: str, name: str) -> list[Row]:
     """The rows of a key that hold for a library."""
-    return [row for row in EFFECTS.get(name, ()) if row.only in (None, library)]
+
+    def holds(row: Row) -> bool:
+        return row.only is None or library in row.only
+
+    return [row for row in EFFECTS.get(name, ()) if holds(row)]
 
 
 def is_tested(library: str, schema: type[Hyperparams], name: str) -> bool:

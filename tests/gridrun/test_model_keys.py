@@ -74,6 +74,7 @@ ONE_LAYER = {"chans": [], "ksizes": [3]}
 STACKED = {"stackconvs": True}
 # per library: what each key does in the models that read it
 CASES: dict[str, dict[str, list[Case]]] = {
+    "general": {},
     "torchdeepretina": {
         "n_layers": [
             Case(2, REFUSED),

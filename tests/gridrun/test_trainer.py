@@ -105,7 +105,7 @@ class ToyLibrary:
         for one in (Linear, RaisesInStep5, NanInStep5, UnbuildableModel)
     }
 
-    def model(self, name: str) -> Any:
+    def model(self, name: str, plugins: str | None = None) -> Any:
         return self.models[name]
 
 
@@ -451,7 +451,8 @@ def test_a_run_that_raises_is_recorded_as_failed(
     trained = fit(toy_hyps(model_type=bad), toy_hyps())
     line = {
         "RaisesInStep5": "KeyError: 'step five'",
-        "UnbuildableModel": "RuntimeError: no such model today",
+        "UnbuildableModel": "ConfigError: model_args: UnbuildableModel cannot be made: "
+        "RuntimeError: no such model today",
     }[bad]
     text = trained.runs[0].folder.failure.read_text()
     assert trained.record()["state"] == "failed"

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridrun.errors import DataError
+from gridrun.training.extras import Extras
 from gridrun.training.normalise import Normaliser
 from gridrun.training.seeding import RunRandom
 from imgclass import datas
@@ -47,7 +48,8 @@ def rows(images: np.ndarray) -> list[bytes]:
 
 def split_of(n: int, **keys: Any) -> tuple[list[int], list[int]]:
     """Training and validation indices of n samples."""
-    given = {"val_p": 0.1, "shuffle": True, "split_seed": 0, "val_loc": "end"}
+    given: dict[str, Any] = {"val_p": 0.1, "shuffle": True, "split_seed": 0}
+    given |= {"val_loc": "end", "val_set": None}
     given |= {"train_set_size": None, "val_set_size": None, **keys}
     hyps: Any = SimpleNamespace(**given)
     train, val = datas.split_indices(hyps, n)
@@ -215,7 +217,8 @@ def inputs_of(data: Any, training: bool, seed: int = 1) -> torch.Tensor:
     library: Any = None
     trainer = ImageTrainer(library, [], data)
     model = torch.nn.Identity().train(training)
-    run: Any = SimpleNamespace(model=model, random=RunRandom(seed, CPU))
+    random = RunRandom(seed, CPU)
+    run: Any = SimpleNamespace(model=model, random=random, extras=Extras())
     split = data.train if training else data.val
     return trainer.inputs(run, split.batch(torch.arange(7)))
 

@@ -258,7 +258,7 @@ def test_killed_import_leaves_no_half_file(
     with process.stdout:
         assert process.stdout.readline() == b"half\n"
         process.send_signal(number)
-        process.wait(20)
+        process.wait(60)
     left = [path.name for path in (tmp_path / "r").rglob("*.*")]
     if number == signal.SIGINT:
         assert process.returncode == 130

@@ -19,6 +19,7 @@ from gridrun.errors import ConfigError
 from gridrun.plugins import libraries
 from gridrun.request import read_request
 from gridrun.training.data import Batch
+from gridrun.training.extras import Extras
 from torchdeepretina.trainer import RetinaTrainer
 
 LIBRARY = libraries()["torchdeepretina"]
@@ -80,7 +81,8 @@ def test_loss_agrees_with_hand(
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64)
     targets = torch.rand(6, 3, generator=generator, dtype=torch.float64) * 5
-    run: Any = SimpleNamespace(model=model, hyps=hyps(lossfxn=lossfxn, **keys))
+    own = hyps(lossfxn=lossfxn, **keys)
+    run: Any = SimpleNamespace(model=model, hyps=own, extras=Extras())
     trainer: Any = RetinaTrainer(LIBRARY, [], SimpleNamespace())
     terms = trainer.retinotopic_objective(run, Batch(x, targets))
 

@@ -1,0 +1,241 @@
+"""Training of plug-in models on plug-in data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gridrun.config import Hyperparams
+from gridrun.errors import ConfigError
+from gridrun.general import datas
+from gridrun.general.hyperparams import GeneralHyperparams
+from gridrun.plugins import libraries
+from gridrun.training.cohort import LiveRun
+from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
+from gridrun.training.extras import Extras
+from gridrun.training.losses import l1_of_outputs, make_loss
+from gridrun.training.seeding import RunRandom, kept_globals
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, build_model
+
+N_TRIED = 8
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {text[0] if text else ''} ({where})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """A model's predictions beside the targets.
+
+    Args:
+        predictions: (N, ...); of pair data in the unit of the targets.
+        targets: (N, ...).
+        split: train, val or test.
+    """
+
+    predictions: NDArray[Any]
+    targets: NDArray[Any]
+    split: str
+
+
+class GeneralTrainer(Trainer):
+    """Trains a user's own models: predictions against targets."""
+
+    @staticmethod
+    def inspect_data(hyps: Hyperparams) -> DataInfo:
+        """Facts about the data set that the keys name."""
+        return datas.inspect_data(cast(GeneralHyperparams, hyps))
+
+    @staticmethod
+    def open_data(hyps: Hyperparams, device: torch.device) -> Data:
+        """Read the data set that the keys name."""
+        return datas.open_data(cast(GeneralHyperparams, hyps), device)
+
+    @staticmethod
+    def try_out(hyps: Hyperparams, info: DataInfo) -> None:
+        """Train and evaluate on a few samples, without an update."""
+        assert isinstance(hyps, GeneralHyperparams)
+        library = libraries()["general"]
+        own = {"train_set_size": None, "val_set_size": None, "bootstrap_index": None}
+        few = hyps.model_copy(update=own)
+        data = datas.open_data(few, torch.device("cpu"), most=N_TRIED)
+        with kept_globals():
+            model = build_model(library, hyps, info)
+            extras = Extras.of(hyps, {})
+            random = RunRandom(0, torch.device("cpu"))
+            given = {"model": model, "hyps": hyps, "extras": extras, "number": 0}
+            run = cast(LiveRun, SimpleNamespace(**given, random=random))
+            trainer = GeneralTrainer(library, [run], data)
+            batch = data.train.batch(torch.arange(min(len(data.train), N_TRIED)))
+            shape = list(batch.inputs.shape)
+            try:
+                batch = trainer.augmented(run, batch)
+                trainer.objective(run, batch)
+                model.eval()
+                with torch.no_grad():
+                    found = trainer.evaluate(run, batch)
+                    trainer.measure(run, data.train.take(torch.arange(1)), [found])
+            except Exception as error:
+                text = f"inputs of {shape} cannot be trained on: {_line(error)}"
+                raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+
+    @functools.cached_property
+    def dataset(self) -> datas.DataSet:
+        """The data set as read."""
+        return datas.read_set(self._hyps(self.runs[0]))
+
+    @functools.cached_property
+    def normalise(self) -> Any:
+        """Normalises inputs, and targets of pair data."""
+        hyps = self._hyps(self.runs[0])
+        return datas.load_normaliser(hyps, self.data.norm_stats)
+
+    @staticmethod
+    def _hyps(run: LiveRun) -> GeneralHyperparams:
+        return cast(GeneralHyperparams, run.hyps)
+
+    def inputs(self, run: LiveRun, batch: Batch) -> Tensor:
+        """Inputs normalised; distorted in training.
+
+        Of pair data whose targets are the inputs, distorted in evaluation too, always
+        by the same numbers.
+        """
+        x: Tensor = self.normalise(batch.inputs)
+        is_made = self.dataset.is_pairs and not run.hyps.use_preset
+        distorter = run.extras.distorter
+        if run.model.training or not is_made or distorter is None:
+            return self.distorted(run, x)
+        assert batch.seed is not None
+        return distorter(x, torch.Generator(x.device).manual_seed(batch.seed))
+
+    def in_space(
+        self, run: LiveRun, batch: Batch, z: Tensor, space: str
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions and targets as a loss or metric takes them.
+
+        Args:
+            run: The run.
+            batch: With targets as they are stored.
+            z: Predictions, normalised if the data are pairs.
+            space: `default` or `original`.
+        """
+        if not self.dataset.is_pairs:
+            return z, batch.targets
+        if space == "original":
+            return self.original(z, batch.inputs), batch.targets
+        if self.data.norm_stats["normalizer"] == "per_sample":  # the inputs' means
+            shift = batch.inputs - self.normalise(batch.inputs)
+            return z, batch.targets - shift
+        return z, self.normalise(batch.targets)
+
+    def original(self, z: Tensor, inputs: Tensor) -> Tensor:
+        """Normalised predictions of pair data in the unit of the targets."""
+        found: Tensor = self.normalise.inverse(z, inputs)
+        return found
+
+    def criterion(self, run: LiveRun) -> Any:
+        """The loss that the key names, made once."""
+        hyps = self._hyps(run)
+        if run.number not in self._losses:
+            self._losses[run.number] = make_loss(hyps.lossfxn, hyps.plugins)
+        return self._losses[run.number]
+
+    @functools.cached_property
+    def _losses(self) -> dict[int, Any]:
+        return {}
+
+    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """Loss of predictions plus the l1 term."""
+        z = run.model(self.inputs(run, batch))
+        pair = self.in_space(run, batch, z, run.hyps.loss_space)
+        loss = self.criterion(run)(*pair)
+        if not run.hyps.l1:
+            return {"loss": loss}
+        penalty = run.hyps.l1 * l1_of_outputs(z.flatten(1))
+        return {"loss": loss + penalty, "l1_term": penalty}
+
+    loops: ClassVar = {"train_loop": train_objective}
+
+    def plain_batch(self, run: LiveRun, batch: Batch) -> Batch:
+        """Inputs, and of pair data targets, as they are normalised."""
+        _, targets = self.in_space(run, batch, batch.targets, "default")
+        return Batch(self.inputs(run, batch), targets, batch.dtype)
+
+    def shown(self, run: LiveRun, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, predictions and targets; of pair data in the targets' unit."""
+        if not self.dataset.is_pairs:
+            return super().shown(run, batch)
+        run.model.eval()
+        x = self.inputs(run, batch)
+        seen = [self.original(one, batch.inputs) for one in (x, run.model(x))]
+        return seen[0], seen[1], batch.targets
+
+    def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
+        """Loss times samples, predictions and targets."""
+        z = run.model(self.inputs(run, batch))
+        z, targets = self.in_space(run, batch, z, run.hyps.eval_space)
+        loss = self.criterion(run)(z, targets)
+        return {
+            "loss": loss.double() * len(batch),
+            "predictions": z,
+            "targets": targets,
+        }
+
+    def measure(
+        self, run: LiveRun, split: Split, found: Sequence[Terms]
+    ) -> dict[str, float]:
+        """Loss and what the data set and the loss measure on the whole split."""
+        scores = {"loss": sum(float(part["loss"]) for part in found) / len(split)}
+        functions = datas.metrics_of(self._hyps(run), self.dataset)
+        if functions:
+            predictions = torch.cat([part["predictions"] for part in found])
+            targets = torch.cat([part["targets"] for part in found])
+            for name, function in functions.items():
+                scores[name] = float(function(predictions, targets))
+        return scores
+
+    @staticmethod
+    def predict(model: nn.Module, hyps: Hyperparams, split: str) -> Predictions:
+        """Predictions of a split; of a bootstrap replicate, each sample once.
+
+        Args:
+            model: In eval mode, on the CPU.
+            hyps: Name the data set.
+            split: train, val or test.
+
+        Raises:
+            ConfigError: For another split.
+            DataError: If the data set is not there as it was.
+        """
+        if split not in ("train", "val", "test"):
+            raise ConfigError(f"split: expected train, val or test, got {split!r}")
+        whole = hyps.model_copy(update={"bootstrap_index": None})
+        data = GeneralTrainer.open_data(whole, torch.device("cpu"))
+        extras = Extras.of(hyps, {})
+        run = cast(LiveRun, SimpleNamespace(model=model, hyps=hyps, extras=extras))
+        trainer = GeneralTrainer(libraries()["general"], [run], data)
+        dtype = next(model.parameters()).dtype
+        predictions, targets = [], []
+        with torch.no_grad():
+            for given in in_order(getattr(data, split), EVAL_BATCH_SIZE):
+                batch = given.to(dtype)
+                z = model(trainer.inputs(run, batch))
+                if trainer.dataset.is_pairs:
+                    z = trainer.original(z, batch.inputs)
+                predictions.append(z)
+                targets.append(batch.targets)
+        found = [torch.cat(parts).numpy() for parts in (predictions, targets)]
+        return Predictions(found[0], found[1], split)

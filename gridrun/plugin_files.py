@@ -1,0 +1,321 @@
+"""A user's own classes and functions: files dropped into a folder, and import paths.
+
+What a file holds is read from its source; it runs only when something of it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gridrun.config.keys import class_name
+from gridrun.config.messages import suggest
+from gridrun.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """A public class or function of a file.
+
+    Args:
+        name: Its name.
+        path: The file.
+        library: What a class states as LIBRARY, if it does.
+    """
+
+    name: str
+    path: Path
+    library: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginFolder:
+    """What the files of a folder and its subfolders define.
+
+    Args:
+        path: The folder.
+        definitions: Those of each name; of several only one can be meant.
+        broken: Files that are no Python, with the reason.
+    """
+
+    path: Path
+    definitions: dict[str, list[Definition]]
+    broken: dict[Path, str]
+
+    def find(self, name: str) -> Definition | None:
+        """What the folder has of that name.
+
+        Raises:
+            ConfigError: If two files have it.
+        """
+        found = self.definitions.get(name, [])
+        if len(found) > 1:
+            raise ConfigError(
+                f"{name} stands in {found[0].path} and in {found[1].path}; rename one"
+            )
+        return found[0] if found else None
+
+    def module(self, path: Path) -> ModuleType:
+        """The module of one of the files, run again if it has changed since.
+
+        Raises:
+            ConfigError: If it cannot be imported.
+        """
+        parts = path.relative_to(self.path).with_suffix("").parts
+        name = ".".join([_package(self.path), *parts])
+        stamp = (path.stat().st_mtime_ns, path.stat().st_size)
+        try:
+            module = importlib.import_module(name)
+            if vars(module).setdefault("__stamp__", stamp) != stamp:
+                module = importlib.reload(module)
+                vars(module)["__stamp__"] = stamp
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{path} cannot be imported: {text}") from error
+        return module
+
+
+def _package(folder: Path) -> str:
+    """A package whose modules are the files of a folder, so that they find each other.
+
+    Files import each other by `from .other import name`.
+    """
+    name = "gridrun_plugins_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
+
+
+@functools.cache
+def plugin_folder(path: str) -> PluginFolder:
+    """What a folder holds; kept until `look_again`."""
+    folder = Path(path)
+    definitions: dict[str, list[Definition]] = {}
+    broken: dict[Path, str] = {}
+    for file in sorted(folder.rglob("*.py")):
+        relative = file.relative_to(folder)
+        if any(part.startswith((".", "_")) for part in relative.parts):
+            continue
+        try:
+            found = list(definitions_of(file))
+        except (SyntaxError, ValueError, OSError) as error:
+            broken[file] = f"{type(error).__name__}: {error}"
+            continue
+        for one in found:
+            definitions.setdefault(one.name, []).append(one)
+    return PluginFolder(folder, definitions, broken)
+
+
+def look_again() -> None:
+    """Forget what folders held."""
+    plugin_folder.cache_clear()
+
+
+def definitions_of(path: Path) -> Iterator[Definition]:
+    """The public classes and functions of a file, read from its source.
+
+    Raises:
+        SyntaxError, ValueError, OSError: If it cannot be read.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    libraries: dict[str, str | None] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            bases = [one.id for one in node.bases if isinstance(one, ast.Name)]
+            inherited = [libraries[base] for base in bases if base in libraries]
+            stated = [*_stated_library(node), *inherited, None]
+            libraries[node.name] = stated[0]
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+            yield Definition(node.name, path, libraries.get(node.name))
+
+
+def _stated_library(node: ast.ClassDef) -> Iterator[str]:
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign):
+            targets: list[ast.expr] = [line.target]
+        elif isinstance(line, ast.Assign):
+            targets = line.targets
+        else:
+            continue
+        names = [one.id for one in targets if isinstance(one, ast.Name)]
+        if "LIBRARY" in names and isinstance(line.value, ast.Constant):
+            yield str(line.value.value)
+
+
+def find(name: str, plugins: str | None) -> Definition | None:
+    """The definition of a plug-in's name or of an import path; None if there is none.
+
+    Args:
+        name: `Class` of the folder, or `package.module:Class`.
+        plugins: The folder, if there is one.
+
+    Raises:
+        ConfigError: If the name stands in two files, or the module is not there.
+    """
+    if ":" not in name:
+        return plugin_folder(plugins).find(name) if plugins else None
+    module, _, own = name.partition(":")
+    path = _module_file(module)
+    try:
+        for one in definitions_of(path):
+            if one.name == own:
+                return one
+    except (SyntaxError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return None
+
+
+def _module_file(module: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(f"no module {module!r}: {error}") from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ConfigError(f"no module {module!r} for this Python ({sys.executable})")
+    return Path(spec.origin)
+
+
+def load(key: str, name: str, plugins: str | None) -> Any:
+    """The class or function of a plug-in's name or of an import path.
+
+    Args:
+        key: That names it, for errors.
+        name, plugins: As of `find`.
+
+    Raises:
+        ConfigError: If there is none, or its file cannot be imported.
+    """
+    try:
+        found = find(name, plugins)
+        if found is None:
+            raise ConfigError(f"unknown {name!r}{hint(name, plugins)}")
+        if plugins and ":" not in name:
+            module = plugin_folder(plugins).module(found.path)
+        else:
+            module = _imported(name.partition(":")[0], found.path)
+        return getattr(module, found.name)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _imported(name: str, path: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} cannot be imported: {text}") from error
+
+
+def make(key: str, entry: Any, plugins: str | None) -> Any:
+    """What a name or `{"class", "args"}` stands for: a class is made, a function kept.
+
+    Args:
+        key: That holds it, for errors.
+        entry: Its value.
+        plugins: Folder of the plug-ins.
+
+    Raises:
+        ConfigError: If there is none, or it refuses the arguments.
+    """
+    args = dict(entry.get("args", {})) if isinstance(entry, Mapping) else {}
+    found = load(key, class_name(entry), plugins)
+    if inspect.isclass(found):
+        return construct(key, found, args)
+    if args:
+        raise ConfigError(f"{key}: {class_name(entry)} is a function; it takes no args")
+    return found
+
+
+def construct(
+    key: str,
+    kind: Any,
+    args: Mapping[str, Any],
+    automatic: Mapping[str, Any] | None = None,
+) -> Any:
+    """An object of a class.
+
+    Args:
+        key: That holds the arguments, for errors.
+        kind: The class.
+        args: Its arguments, as given.
+        automatic: Arguments that it gets if its constructor has them.
+
+    Raises:
+        ConfigError: If the constructor has other arguments, needs more, or raises.
+    """
+    automatic = automatic or {}
+    parameters = inspect.signature(kind).parameters.values()
+    known = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+    takes_any = len(known) < len(parameters)
+    for name in args:
+        if name in automatic and name in known:
+            raise ConfigError(f"{key}: {name} is a key; give it outside {key}")
+        if name not in known and not takes_any:
+            text = suggest(name, known - set(automatic))
+            raise ConfigError(f"{key}: {kind.__name__} has no argument {name!r}{text}")
+    given = {name: value for name, value in automatic.items() if name in known}
+    given |= args
+    for one in parameters:
+        is_named = one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        if is_named and one.default is one.empty and one.name not in given:
+            text = f"{kind.__name__} needs the argument {one.name!r}"
+            raise ConfigError(f"{key}: {text}")
+    try:
+        return kind(**given)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = f"{kind.__name__} cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(f"{key}: {text}") from error
+
+
+def hint(name: str, plugins: str | None, known: Iterable[str] = ()) -> str:
+    """What to say of a name that is not there: near ones, and files that are broken."""
+    if ":" in name:
+        return " in that module"
+    folder = plugin_folder(plugins) if plugins else None
+    names = [*known, *(folder.definitions if folder else ())]
+    broken = folder.broken.items() if folder else ()
+    texts = [f"{path} is no Python ({why})" for path, why in broken]
+    return "; ".join([suggest(name, names), *texts])
+
+
+def source_files(names: Iterable[str], plugins: str | None) -> list[Path]:
+    """The files that define names, and those of the folder that they import.
+
+    Args:
+        names: Plug-ins and import paths.
+        plugins: The folder, if there is one.
+    """
+    waiting = [one.path for name in names if (one := find(name, plugins))]
+    found: dict[Path, None] = {}
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found[path] = None
+            waiting += _imported_siblings(path)
+    return sorted(found)
+
+
+def _imported_siblings(path: Path) -> Iterator[Path]:
+    """Files that a file imports by `from .name import ...`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        folder = path.parents[node.level - 1]
+        module = folder.joinpath(*(node.module or "").split("."))
+        places = [module.with_suffix(".py"), module / "__init__.py"]
+        places += [module / f"{alias.name}.py" for alias in node.names]
+        yield from (place for place in places if place.is_file())

@@ -1,0 +1,324 @@
+"""The library of plug-ins: pair data, their spaces, evaluation, splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gridrun import Run, run_sweep
+from gridrun.errors import ConfigError, DataError
+from gridrun.general import datas
+from gridrun.general.hyperparams import GeneralHyperparams
+from gridrun.plugin_files import look_again
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+BASE: dict[str, Any] = {
+    "exp_name": "sweep",
+    "model_type": "Denoiser",
+    "dataset": "Waves",
+    "lossfxn": "MSELoss",
+    "batch_size": 8,
+    "n_epochs": 2,
+    "lr": 0.01,
+    "seed": 3,
+    "plugins": str(PLUGINS),
+    "executor": "serial",
+}
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Function (key=value, ...) that trains one run."""
+
+    def train_one(**keys: Any) -> Run:
+        given = {
+            **BASE,
+            "save_root": str(tmp_path / str(len(list(tmp_path.iterdir())))),
+        }
+        (run,) = run_sweep({**given, **keys}, quiet=True).runs()
+        assert run.record["error"] is None
+        return run
+
+    return train_one
+
+
+def hyps_of(**keys: Any) -> GeneralHyperparams:
+    return GeneralHyperparams.model_validate({**BASE, "split_seed": 3, **keys})
+
+
+# --- numbers by hand ----------------------------------------------------------------
+
+
+def by_hand(
+    run: Run, split: str, normalise: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Stored inputs, targets and normalised predictions of a split, in float32."""
+    data = datas.open_data(run.hyps, torch.device("cpu"))  # type: ignore[arg-type]
+    samples = getattr(data, split)
+    inputs = samples.targets if samples.inputs is None else samples.inputs
+    model = run.load_model()
+    with torch.no_grad():
+        return inputs, samples.targets, model(normalise(inputs))
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("space", ["default", "original"])
+def test_scores_of_pairs_are_those_by_hand(
+    train: Train, space: str, is_stored: bool
+) -> None:
+    """Inputs and targets are normalised alike, by the training inputs' numbers."""
+    run = train(normalizer="global", eval_space=space, use_preset=is_stored)
+    data = datas.open_data(run.hyps, torch.device("cpu"))  # type: ignore[arg-type]
+    train_part: Any = data.train
+    fitted = train_part.inputs if is_stored else train_part.targets
+    mean, std = fitted.double().mean(), fitted.double().std(correction=0)
+    assert run.checkpoint()["norm_stats"]["mean"] == pytest.approx(float(mean))
+    _, y, z = by_hand(run, "test", lambda x: (x - mean) / std)
+    if space == "original":
+        z = z * std + mean
+    else:
+        y = (y - mean) / std
+    expected = (z - y).square().mean()
+    assert run.record["test"]["test_loss"] == pytest.approx(float(expected), rel=1e-5)
+    r = np.corrcoef(z.flatten().numpy(), y.flatten().numpy())[0, 1]
+    assert run.record["test"]["test_acc"] == pytest.approx(r, rel=1e-5)
+
+
+def test_per_sample_adds_the_inputs_means_back(train: Train) -> None:
+    """A prediction is shifted by its input's mean, which is known beforehand."""
+    run = train(normalizer="per_sample", eval_space="original", use_preset=True)
+    x, y, z = by_hand(run, "test", lambda x: x - x.mean((1, 2), keepdim=True))
+    expected = (z + x.mean((1, 2), keepdim=True) - y).square().mean()
+    assert run.record["test"]["test_loss"] == pytest.approx(float(expected), rel=1e-5)
+    found = run.predict("test").predictions
+    assert np.allclose(found, z + x.mean((1, 2), keepdim=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("normalizer", ["global", "per_channel", {"class": "Halving"}])
+def test_predictions_are_in_the_unit_of_the_targets(
+    train: Train, normalizer: Any
+) -> None:
+    """Whatever the normaliser, its inverse has been applied."""
+    run = train(normalizer=normalizer, eval_space="original", n_epochs=1)
+    found = run.predict("val")
+    assert found.targets.mean() == pytest.approx(3, abs=0.7)
+    error = np.square(found.predictions - found.targets).mean()
+    rows = run.metrics()
+    assert error == pytest.approx(float(rows["val_loss"].iloc[-1]), rel=1e-5)
+
+
+def test_the_training_loss_has_a_space_of_its_own(train: Train) -> None:
+    """Of normalised values the loss is smaller by the square of the deviation."""
+    still = {"optimizer": "SGD", "lr": 1e-30, "normalizer": "global", "n_epochs": 1}
+    losses = [
+        train(loss_space=space, **still).metrics()["loss"].iloc[0]
+        for space in ("default", "original")
+    ]
+    data = datas.open_data(hyps_of(normalizer="global"), torch.device("cpu"))
+    assert losses[1] / losses[0] == pytest.approx(data.norm_stats["std"] ** 2, rel=1e-4)
+
+
+# --- distortion ---------------------------------------------------------------------
+
+NOISE = {
+    "distorter": "gaussian",
+    "distorter_args": {"std": 2.0},
+    "normalizer": "global",
+}
+
+
+def test_made_inputs_are_distorted_in_evaluation_by_equal_numbers(
+    train: Train,
+) -> None:
+    """Scores repeat to the bit, and are those of noisy inputs; runs share the noise."""
+    noisy = train(**NOISE, n_epochs=15, lr=0.03)
+    assert noisy.evaluate("test") == noisy.record["test"]
+    stats = noisy.checkpoint()["norm_stats"]
+    _, y, z = by_hand(noisy, "test", lambda x: (x - stats["mean"]) / stats["std"])
+    y = (y - stats["mean"]) / stats["std"]
+    undisturbed = float((z - y).square().mean())
+    assert noisy.record["test"]["test_loss"] > 1.2 * undisturbed
+    weights = str(noisy.folder.checkpoint_path(noisy.record["best_epoch"]))
+    still = {"optimizer": "SGD", "lr": 1e-30, "init_weights_path": weights}
+    runs = [train(**NOISE, **still, split_seed=3, seed=seed) for seed in (3, 4)]
+    assert runs[0].record["test"] == runs[1].record["test"] == noisy.record["test"]
+    losses = [run.metrics()["loss"].iloc[0] for run in runs]
+    assert losses[0] != losses[1]
+
+
+def test_stored_inputs_are_distorted_in_training_only(train: Train) -> None:
+    """The scores of a model that does not move are those without a distorter."""
+    still = {"optimizer": "SGD", "lr": 1e-30, "use_preset": True}
+    runs = [train(**still, normalizer="global"), train(**still, **NOISE)]
+    assert runs[0].record["test"] == runs[1].record["test"]
+    losses = [run.metrics()["loss"].iloc[0] for run in runs]
+    assert losses[0] != losses[1]
+
+
+def test_the_distorters_do_what_they_say() -> None:
+    """Moments, shares and moves, against a plain loop."""
+    from gridrun.training.extras import Dropout, Gaussian, Jitter
+
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 2, 7, 9, generator=random)
+    noise = Gaussian(0.5)(x, random) - x
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+    kept = Dropout(0.3)(x, random)
+    assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(kept[kept != 0], x[kept != 0])
+    moved = Jitter(2)(x, torch.Generator().manual_seed(5))
+    moves = torch.randint(5, (200, 2), generator=torch.Generator().manual_seed(5)) - 2
+    for one, other, (rows, columns) in zip(x, moved, moves.tolist(), strict=True):
+        expected = np.zeros_like(one)
+        for row in range(7):
+            for column in range(9):
+                if 0 <= row + rows < 7 and 0 <= column + columns < 9:
+                    expected[:, row, column] = one[:, row + rows, column + columns]
+        assert np.array_equal(expected, other)
+    assert {tuple(move) for move in moves.tolist()} > {(-2, -2), (2, 2)} or len(
+        set(moves.flatten().tolist())
+    ) == 5
+
+
+# --- data sets ----------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_whole_and_seeded() -> None:
+    """At random by split_seed; in one block without shuffle."""
+    train, val = datas.split_indices(hyps_of(), 40)
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(40))
+    assert len(val) == 4
+    _, other = datas.split_indices(hyps_of(split_seed=4), 40)
+    assert val.tolist() != other.tolist()
+    _, block = datas.split_indices(hyps_of(shuffle=False, val_loc="middle"), 40)
+    assert block.tolist() == [18, 19, 20, 21]
+
+
+SOURCE = """
+import numpy as np
+import torch
+class Set:
+    PAIRS = {pairs}
+    {extra}
+    def __init__(self): pass
+    def splits(self):
+        x, y = np.zeros((4, 3)), np.zeros(4, int)
+        return {splits}
+"""
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ("{'train': (x, y)}", "must give"),
+        ("{'train': (x, y, y), 'test': (x, y)}", "train must be a pair"),
+        ("{'train': (x[:3], y), 'test': (x, y)}", "3 inputs and 4 targets"),
+        (
+            "{'train': (x, y), 'test': (x[:, :2], y)}",
+            "inputs of test are .2., of train",
+        ),
+        ("{'train': (x / 0, y), 'test': (x, y)}", "not finite|invalid value"),
+        ("{'train': (x[:1], y[:1]), 'test': (x, y)}", "train has 1 samples"),
+        ("{'train': (None, y), 'test': (x, y)}", "inputs of train are None"),
+        ("{'train': (['a'], y), 'test': (x, y)}", "no array of numbers"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_data_sets_that_are_none_are_refused(
+    tmp_path: Path, splits: str, message: str
+) -> None:
+    """With the key, the class and what is wrong."""
+    source = SOURCE.format(pairs=False, extra="", splits=splits)
+    (tmp_path / "own.py").write_text(source)
+    look_again()
+    keys = {"plugins": str(tmp_path), "dataset": "Set", "lossfxn": "CrossEntropyLoss"}
+    with pytest.raises(DataError, match=f"dataset: Set: .*({message})"):
+        datas.inspect_data(hyps_of(**keys))
+
+
+def test_pairs_of_unequal_shapes_are_refused(tmp_path: Path) -> None:
+    """Targets of pairs have the inputs' shape."""
+    splits = "{'train': (x, y), 'test': (x, y)}"
+    source = SOURCE.format(pairs=True, extra="", splits=splits)
+    (tmp_path / "own.py").write_text(source)
+    look_again()
+    keys = {"plugins": str(tmp_path), "dataset": "Set"}
+    with pytest.raises(DataError, match="PAIRS need equal shapes"):
+        datas.inspect_data(hyps_of(**keys))
+
+
+def test_whole_numbers_are_not_normalised(tmp_path: Path) -> None:
+    """Tokens, say: they stay whole, and a normaliser is refused."""
+    splits = "{'train': (x.astype(int), y), 'test': (x.astype(int), y)}"
+    source = SOURCE.format(pairs=False, extra="", splits=splits)
+    (tmp_path / "own.py").write_text(source)
+    look_again()
+    keys = {"plugins": str(tmp_path), "dataset": "Set", "lossfxn": "CrossEntropyLoss"}
+    data = datas.open_data(hyps_of(**keys), torch.device("cpu"))
+    batch = data.train.batch(torch.arange(2)).to(torch.float64)
+    assert batch.inputs.dtype == torch.int64
+    with pytest.raises(ConfigError, match="normalizer: inputs are whole numbers"):
+        datas.open_data(hyps_of(**keys, normalizer="global"), torch.device("cpu"))
+
+
+def test_the_data_are_guarded_by_content(train: Train) -> None:
+    """The hash is of all arrays: one other number gives another."""
+    hashes = [
+        train(dataset_args=args).record["data_sha256"]["Waves"]
+        for args in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+# --- examples -----------------------------------------------------------------------
+
+
+def test_examples_are_the_predictions_of_each_evaluation(
+    train: Train, tmp_path: Path
+) -> None:
+    """Those of an epoch's end are what its model predicts; none is missing."""
+    import h5py
+
+    run = train(
+        val_example_indices=[3, 1],
+        normalizer="global",
+        log_frequency=2,
+        save_every_epoch=True,
+    )
+    with h5py.File(run.folder.path / "examples.h5") as file:
+        found = {name: file[name][:] for name in file}
+        assert file["input"].attrs["indices"].tolist() == [3, 1]
+    assert found["epoch"].tolist() == [1, 1, 2, 2]
+    assert found["step"].tolist() == [2, 5, 2, 5]
+    for epoch, row in ((1, 1), (2, 3)):
+        whole = run.predict("val", epoch)
+        assert np.allclose(found["prediction"][row], whole.predictions[[3, 1]])
+        assert np.array_equal(found["target"], whole.targets[[3, 1]])
+
+
+def test_a_continued_run_keeps_its_examples(train: Train) -> None:
+    """Rows of epochs that are trained again are not doubled."""
+    import h5py
+
+    run = train(val_example_indices=[0], n_epochs=3, save_every_epoch=True)
+    path = run.folder.path / "examples.h5"
+    with h5py.File(path) as file:
+        before = file["prediction"][:]
+    run.folder.forget_after(1, best=1)
+    run.folder.cut_tables(1)
+    run.folder.update(state="interrupted")
+    given = json.loads(run.folder.hyperparams.read_text())
+    given = {key: value for key, value in given.items() if key != "bootstrap_index"}
+    run_sweep(given, quiet=True)
+    with h5py.File(path) as file:
+        assert file["epoch"][:].tolist() == [1, 2, 3]
+        assert file["prediction"][:].tobytes() == before.tobytes()

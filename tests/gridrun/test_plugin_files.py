@@ -1,0 +1,373 @@
+"""Plug-in folders and import paths: what is found, what is refused, what may be run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridrun import load_model, load_sweep, run_sweep
+from gridrun.errors import ConfigError
+from gridrun.plugin_files import (
+    construct,
+    find,
+    load,
+    look_again,
+    plugin_folder,
+    source_files,
+)
+from gridrun.plugins import library_of
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+BASE: dict[str, Any] = {
+    "exp_name": "sweep",
+    "model_type": "Classifier",
+    "model_args": {"width": 4},
+    "dataset": "Points",
+    "lossfxn": "CrossEntropyLoss",
+    "batch_size": 16,
+    "n_epochs": 1,
+    "lr": 0.01,
+    "seed": 3,
+    "executor": "serial",
+}
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Iterator[Write]:
+    """Function (file=source, ...) that writes a plug-in folder and gives its path."""
+
+    def write_files(**files: str) -> str:
+        for name, source in files.items():
+            path = tmp_path / "own" / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        look_again()
+        return str(tmp_path / "own")
+
+    yield write_files
+    look_again()
+
+
+# --- what is found ------------------------------------------------------------------
+
+
+def test_public_names_of_all_subfolders_are_found(write: Write) -> None:
+    """Classes and functions; neither private ones nor those of private files."""
+    folder = write(
+        models__a="class Net: pass\nclass _Hidden: pass",
+        deep__er__b="def loss(z, y): return 0",
+        _private="class Unseen: pass",
+    )
+    assert set(plugin_folder(folder).definitions) == {"Net", "loss"}
+
+
+def test_finding_runs_nothing(write: Write, tmp_path: Path) -> None:
+    """A file runs when something of it is loaded, not before."""
+    mark = tmp_path / "ran"
+    folder = write(a=f"open({str(mark)!r}, 'w').close()\nclass Net: pass")
+    assert find("Net", folder) is not None
+    assert not mark.exists()
+    load("model_type", "Net", folder)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "library"),
+    [
+        ("class Net:\n    LIBRARY = 'imgclass'", "imgclass"),
+        ("class Net:\n    LIBRARY: str = 'imgclass'", "imgclass"),
+        (
+            "class Base:\n    LIBRARY = 'torchdeepretina'\nclass Net(Base): pass",
+            "torchdeepretina",
+        ),
+        ("class Net: pass", "general"),
+    ],
+)
+def test_a_class_states_its_library(write: Write, source: str, library: str) -> None:
+    """By a constant, its own or of a base in the same file; else general."""
+    found = library_of("Net", write(a=source))
+    assert found is not None
+    assert found.name == library
+
+
+def test_files_import_each_other(write: Write) -> None:
+    """`from .other import name`, over folders; what is imported counts as source."""
+    folder = write(
+        models__net="from ..parts import size\nclass Net:\n    size = size",
+        parts="from . import more\nsize = more.size",
+        more="size = 7",
+        other="size = 8",
+    )
+    assert load("model_type", "Net", folder).size == 7
+    names = [path.name for path in source_files(["Net"], folder)]
+    assert names == ["net.py", "more.py", "parts.py"] or set(names) == {
+        "net.py",
+        "more.py",
+        "parts.py",
+    }
+
+
+def test_a_changed_file_runs_again(write: Write) -> None:
+    """As a notebook needs it."""
+    folder = write(a="class Net:\n    size = 1")
+    assert load("model_type", "Net", folder).size == 1
+    write(a="class Net:\n    size = 22")
+    os.utime(Path(folder) / "a.py", (1, 1))
+    assert load("model_type", "Net", folder).size == 22
+
+
+# --- what is refused ----------------------------------------------------------------
+
+
+def test_two_classes_of_one_name_are_told_with_both_files(write: Write) -> None:
+    """Only when the name is asked for."""
+    folder = write(a="class Net: pass\nclass Other: pass", b__c="class Net: pass")
+    assert find("Other", folder) is not None
+    with pytest.raises(ConfigError, match=r"Net stands in .*a\.py and in .*c\.py"):
+        find("Net", folder)
+
+
+def test_a_name_of_a_library_s_model_is_told(write: Write) -> None:
+    """Which of both is meant cannot be known."""
+    with pytest.raises(ConfigError, match=r"PlainN is a model of imgclass"):
+        library_of("PlainN", write(a="class PlainN: pass"))
+
+
+def test_an_unknown_library_is_told(write: Write) -> None:
+    """With the file."""
+    folder = write(a="class Net:\n    LIBRARY = 'imgclas'")
+    with pytest.raises(ConfigError, match=r"a\.py: Net: .*did you mean 'imgclass'"):
+        library_of("Net", folder)
+
+
+def test_a_file_that_does_not_import_takes_down_no_other(write: Write) -> None:
+    """Its error is told when something of it is asked for."""
+    folder = write(a="import absent_module\nclass Net: pass", b="class Other: pass")
+    assert load("model_type", "Other", folder)
+    with pytest.raises(
+        ConfigError, match=r"a\.py cannot be imported: ModuleNotFoundError"
+    ):
+        load("model_type", "Net", folder)
+
+
+def test_a_file_that_is_no_python_is_told_beside_an_unknown_name(write: Write) -> None:
+    """It may be where the name is."""
+    folder = write(a="class Net: pass", b="class Broken(:")
+    assert find("Net", folder) is not None
+    with pytest.raises(ConfigError, match=r"unknown 'Broken'.*b\.py is no Python"):
+        load("model_type", "Broken", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent_module:Net", "no module 'absent_module'"),
+        ("json:Net", "unknown 'json:Net' in that module"),
+    ],
+)
+def test_import_paths_that_lead_nowhere_are_told(name: str, message: str) -> None:
+    """The module or the name."""
+    with pytest.raises(ConfigError, match=message):
+        load("model_type", name, None)
+
+
+class Made:
+    """Keeps what it got."""
+
+    def __init__(self, size: int, *, width: int = 3, n_units: int = 0) -> None:
+        if size < 0:
+            raise ValueError("size must not be negative")
+        self.got = (size, width, n_units)
+
+
+def test_constructors_get_their_arguments() -> None:
+    """Given ones, and automatic ones that they have."""
+    made = construct("model_args", Made, {"size": 1}, {"n_units": 4, "lr": 0.1})
+    assert made.got == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "model_args: Made needs the argument 'size'"),
+        ({"size": 1, "wdth": 2}, "no argument 'wdth' .did you mean 'width'"),
+        ({"size": 1, "n_units": 2}, "n_units is a key"),
+        ({"size": -1}, "Made cannot be made: ValueError: size must not be negative"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told(args: dict[str, Any], message: str) -> None:
+    """Before anything starts."""
+    with pytest.raises(ConfigError, match=message):
+        construct("model_args", Made, args, {"n_units": 4})
+
+
+# --- sweeps -------------------------------------------------------------------------
+
+
+def test_plugins_beside_the_file_are_found(tmp_path: Path) -> None:
+    """The folder `plugins` beside hyperparams.json needs no key."""
+    import json
+
+    shutil.copytree(PLUGINS, tmp_path / "plugins")
+    (tmp_path / "h.json").write_text(json.dumps(BASE))
+    sweep = run_sweep(tmp_path / "h.json", save_root=str(tmp_path), quiet=True)
+    assert sweep.states() == {"done": 1}
+    assert sweep.runs()[0].hyps.plugins == str(tmp_path / "plugins")
+
+
+def test_models_of_two_libraries_are_no_sweep(tmp_path: Path) -> None:
+    """Their keys differ."""
+    given = {**BASE, "plugins": str(PLUGINS), "save_root": str(tmp_path / "x")}
+    with pytest.raises(ConfigError, match="a sweep has one library"):
+        run_sweep(given, {"model_type": ["Classifier", "FlatImages"]}, quiet=True)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "Clasifier"}, "did you mean 'Classifier'"),
+        ({"model_type": "Waves"}, "model_type: Waves is no class derived from"),
+        ({"dataset": "Pints"}, "dataset: unknown 'Pints' .did you mean 'Points'"),
+        ({"lossfxn": "MSELoss"}, "model_type: Classifier: inputs of .8, 2. cannot"),
+        ({"model_args": {}}, "model_args: Classifier needs the argument 'width'"),
+        ({"chans": [3]}, "chans: a key of imgclass and torchdeepretina"),
+        ({"monitor": "val_fev:max"}, "monitor: unknown metric 'val_fev'"),
+        ({"library": "imgclass"}, "data_root|img_shape|dataset"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    """With nothing written."""
+    keys = {**BASE, "plugins": str(PLUGINS), "save_root": str(tmp_path / "x"), **given}
+    with pytest.raises(Exception, match=message):
+        run_sweep(keys, quiet=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_classes_with_arguments_are_the_keys(tmp_path: Path) -> None:
+    """`{"class", "args"}` is the name and the key of the arguments."""
+    whole = {
+        **BASE,
+        "model_type": {"class": "Classifier", "args": {"width": 4}},
+        "dataset": {"class": "Points", "args": {"n": 30}},
+        "optimizer": {"class": "SGD", "args": {"momentum": 0.5}},
+    }
+    del whole["model_args"]
+    apart = {
+        **BASE,
+        "dataset_args": {"n": 30},
+        "optimizer": "SGD",
+        "optimizer_args": {"momentum": 0.5},
+    }
+    options = {"plugins": str(PLUGINS), "save_root": str(tmp_path), "quiet": True}
+    one = run_sweep(whole, **options)
+    other = run_sweep(apart, **options)
+    assert [run.number for run in one.runs()] == [run.number for run in other.runs()]
+    with pytest.raises(ConfigError, match="has arguments of its own"):
+        run_sweep({**whole, "model_args": {"width": 3}}, **options)
+
+
+def test_a_half_trained_run_is_guarded_against_another_source(
+    tmp_path: Path,
+) -> None:
+    """A helper that a plug-in imports counts; one that it does not import does not."""
+    own = tmp_path / "own"
+    shutil.copytree(PLUGINS, own)
+    options = {"plugins": str(own), "save_root": str(tmp_path), "quiet": True}
+    sweep = run_sweep({**BASE, "n_epochs": 2}, **options)
+    folder = sweep.runs()[0].folder
+    attempts = folder.read()["attempts"]
+    folder.update(state="interrupted", attempts=attempts)
+    (own / "unrelated.py").write_text("x = 1\n")
+    with (own / "parts.py").open("a") as file:
+        file.write("\n# changed\n")
+    with pytest.raises(ConfigError, match=r"the source of parts\.py"):
+        run_sweep({**BASE, "n_epochs": 2}, **options)
+
+
+# --- records are data ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of a plug-in model."""
+    root = tmp_path_factory.mktemp("recorded")
+    options = {"plugins": str(PLUGINS), "save_root": str(root), "quiet": True}
+    run_sweep(BASE, **options)
+    return root / "sweep"
+
+
+def test_a_record_runs_no_plugin_by_itself(recorded: Path) -> None:
+    """The error says what to pass; tables need nothing."""
+    sweep = load_sweep(recorded)
+    assert len(sweep.results()) == 1
+    run = sweep.runs()[0]
+    for ask in (run.load_model, run.predict, run.evaluate):
+        with pytest.raises(ConfigError, match=r"pass plugins='.*plugins' \(--plugins"):
+            ask()
+    path = run.folder.checkpoint_path(1)
+    with pytest.raises(ConfigError, match="pass plugins="):
+        load_model(path)
+    assert load_model(path, plugins=PLUGINS).training is False
+
+
+def test_a_record_runs_the_plugins_that_the_caller_names(
+    recorded: Path, tmp_path: Path
+) -> None:
+    """Wherever they lie now; scores come out as recorded."""
+    shutil.copytree(PLUGINS, tmp_path / "moved")
+    run = load_sweep(recorded, plugins=tmp_path / "moved").runs()[0]
+    assert run.evaluate("test") == run.record["test"]
+    assert run.predict("test").predictions.shape == (15, 3)
+    found = run.evaluate_by("extremes", "test", factor=2.0)
+    assert found["largest"] == 2 * run.predict("test").predictions.max()
+
+
+def test_a_record_imports_no_module_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import path is followed if the caller names the module or its package."""
+    shutil.copytree(PLUGINS, tmp_path / "ownpackage")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {
+        **BASE,
+        "model_type": "ownpackage.models.small:Classifier",
+        "dataset": "ownpackage.datasets.waves:Points",
+        "save_root": str(tmp_path),
+    }
+    sweep = run_sweep(given, quiet=True)
+    assert sweep.runs()[0].load_model() is not None
+    run = load_sweep(tmp_path / "sweep").runs()[0]
+    with pytest.raises(ConfigError, match=r"imports=\['ownpackage.models.small'\]"):
+        run.load_model()
+    run = load_sweep(tmp_path / "sweep", imports=["ownpackage"]).runs()[0]
+    assert run.evaluate("test") == run.record["test"]
+    for name in [one for one in sys.modules if one.startswith("ownpackage")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("extreme", {}, "did you mean 'extremes'"),
+        ("extremes", {"fctor": 2}, "unexpected keyword argument 'fctor'"),
+        ("Classifier", {}, "evaluator: Classifier"),
+    ],
+)
+def test_evaluators_that_do_not_fit_are_told(
+    recorded: Path, name: str, args: dict[str, Any], message: str
+) -> None:
+    """Before they run."""
+    run = load_sweep(recorded, plugins=PLUGINS).runs()[0]
+    with pytest.raises(ConfigError, match=message):
+        run.evaluate_by(name, **args)
