@@ -14,7 +14,8 @@ from torch import Tensor
 from gridrun.plugins import library_of
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch
-from gridrun.training.trainer import EpochTotals, Trainer, build_model
+from gridrun.training.models import build_model
+from gridrun.training.trainer import EpochTotals, Trainer
 
 CPU = torch.device("cpu")
 

@@ -291,7 +291,7 @@ def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
     import torch
 
     from gridrun.training.job import pick_device
-    from gridrun.training.trainer import build_model
+    from gridrun.training.models import build_model
 
     pick_device(hyps.device)
     with torch.device("meta"):

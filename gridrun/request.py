@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -282,8 +283,9 @@ def _choose_library(base: Mapping[str, Any], grids: Sequence[Grid]) -> Library:
     ]
     for value in [base.get("model_type"), *swept]:
         name = class_name(value) if value is not None else ""
-        if name and (library := library_of(name, plugins)):
-            return library
+        with contextlib.suppress(ConfigError):  # told with its file and key later
+            if name and (library := library_of(name, plugins)):
+                return library
     given = {*base, *axis_keys(grids)}
     return max(
         known.values(), key=lambda one: len(given & set(one.schema.model_fields))

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gridrun.analysis.sweep import Run, Sweep, load_model, load_sweep
+from gridrun.analysis.run import Run
+from gridrun.analysis.sweep import Sweep, load_model, load_sweep
 from gridrun.analysis.tables import RunSummary, write_tables
 from gridrun.claims import ClaimWatch
 from gridrun.config import Hyperparams, varied

@@ -20,7 +20,7 @@ from gridrun.store import RunFolder, SweepFolder
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.data import DataInfo
 from gridrun.training.job import train_job
-from gridrun.training.trainer import build_model
+from gridrun.training.models import build_model
 
 torch.set_num_threads(1)
 

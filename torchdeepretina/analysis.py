@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from gridrun.analysis.sweep import Run
+    from gridrun.analysis.run import Run
 
 Floats = NDArray[np.float32]
 

@@ -297,6 +297,7 @@ class RetinaHyperparams(Hyperparams):
 
     def notices(self) -> Iterable[tuple[str, str]]:
         """A softplus inside an exponential keeps rates above 1."""
+        yield from super().notices()
         if self.lossfxn == "PoissonNLLLoss" and self._is_rectified and self.log_poisson:
             yield "log_poisson", "true with softplus true: no rate falls below 1"
         if self.prune and self.scheduler == "CosineAnnealingLR" and not self.reset_lr:

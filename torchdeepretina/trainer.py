@@ -16,8 +16,9 @@ from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Diverged, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
+from gridrun.training.models import build_model
 from gridrun.training.seeding import generator
-from gridrun.training.trainer import Terms, Trainer, build_model
+from gridrun.training.trainer import Terms, Trainer
 from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.pruning import Pruning, masked_channels, reduced_checkpoint

@@ -47,7 +47,7 @@ def add_evaluate(commands: Any) -> None:
 def evaluate(given: argparse.Namespace) -> int:
     """`gridrun evaluate`."""
     from gridrun.analysis import tables
-    from gridrun.analysis.sweep import Run
+    from gridrun.analysis.run import Run
 
     folder, arguments, plugins = given.run, given.arguments, given.plugins
     if folder is not None and "=" in folder.name and not folder.exists():

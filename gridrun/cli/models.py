@@ -38,7 +38,12 @@ def show_schema(given: argparse.Namespace) -> int:
         )
     library = libraries()[given.library]
     schema = json.loads(json.dumps(json_schema(library.schema)))
-    schema["properties"]["model_type"]["enum"] = list(library.model_names)
+    kind = schema["properties"]["model_type"]
+    if library.model_names:  # editors complete these; plug-ins have other names
+        kind["anyOf"] = [
+            {"enum": list(library.model_names)},
+            {"type": kind.pop("type")},
+        ]
     print(json.dumps(schema, indent=2, ensure_ascii=False))
     return 0
 
@@ -52,6 +57,8 @@ def show_models(given: argparse.Namespace) -> int:
     if given.units < 1:
         raise ConfigError(f"--units: expected an integer ≥ 1, got {given.units}")
     for library in libraries().values():
+        if not library.model_names:
+            continue
         print(f"{library.name} (parameters: default keys, {given.units} units)\n")
         for name in library.model_names:
             model = library.model(name)
@@ -85,7 +92,7 @@ def _documented(model: type[Any]) -> tuple[str, str]:
 
 
 def _default_size(library: Library, name: str, n_units: int) -> str:
-    from gridrun.training.trainer import default_model, n_parameters
+    from gridrun.training.models import default_model, n_parameters
 
     try:
         return f"{n_parameters(default_model(library, name, n_units)):,} parameters"

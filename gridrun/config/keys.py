@@ -13,6 +13,7 @@ from gridrun.config.declare import Key, key
 from gridrun.config.messages import shown, suggest
 from gridrun.config.runner_keys import RunnerKeys
 
+EVERY = 5  # epochs from one diagnosis to the next, if not told
 DISTORTERS = ("gaussian", "jitter", "dropout")
 
 
@@ -259,7 +260,14 @@ class Hyperparams(RunnerKeys):
 
     def notices(self) -> Iterable[tuple[str, str]]:
         """Yield (key, message) for settings that are allowed but seldom meant."""
-        return ()
+        for entry in self.diagnostics:
+            given = {"name": entry} if isinstance(entry, str) else entry
+            every = given.get("every", EVERY)
+            if given.get("at", "epoch_end") == "epoch_end" and every > self.n_epochs:
+                text = (
+                    f"{given['name']} is due every {every} epochs, of which there are"
+                )
+                yield "diagnostics", f"{text} {self.n_epochs}: never"
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that each epoch records."""

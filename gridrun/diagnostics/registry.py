@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from gridrun.config import shown, suggest
+from gridrun.config.keys import EVERY
 from gridrun.config.messages import expectation
 from gridrun.errors import ConfigError
 from gridrun.plugins import load_object
@@ -46,7 +47,7 @@ class Schedule:
     """
 
     name: str
-    every: int = 5
+    every: int = EVERY
     at: Literal["epoch_end", "run_end"] = "epoch_end"
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

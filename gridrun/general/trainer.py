@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from gridrun.config import Hyperparams
 from gridrun.errors import ConfigError
 from gridrun.general import datas
+from gridrun.general.data_sets import DataSet, read_set
 from gridrun.general.hyperparams import GeneralHyperparams
 from gridrun.plugins import libraries
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.extras import Extras
 from gridrun.training.losses import l1_of_outputs, make_loss
+from gridrun.training.models import build_model
 from gridrun.training.seeding import RunRandom, kept_globals
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, build_model
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
 
 N_TRIED = 8
 
@@ -93,9 +95,9 @@ class GeneralTrainer(Trainer):
                 raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
 
     @functools.cached_property
-    def dataset(self) -> datas.DataSet:
+    def dataset(self) -> DataSet:
         """The data set as read."""
-        return datas.read_set(self._hyps(self.runs[0]))
+        return read_set(self._hyps(self.runs[0]))
 
     @functools.cached_property
     def normalise(self) -> Any:

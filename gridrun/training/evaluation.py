@@ -15,7 +15,8 @@ from gridrun.training.cohort import LiveRun
 from gridrun.training.data import in_order
 from gridrun.training.extras import Extras
 from gridrun.training.job import opened_data, pick_device
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer, rebuild_model
+from gridrun.training.models import rebuild_model
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer
 
 SPLITS = ("train", "val", "test")
 

@@ -14,7 +14,7 @@ from benchmarks.scenarios import DENSE, DIGITS, PLAIN16, RECIPE, TINY10, complet
 from benchmarks.table import Row, write_results
 from gridrun.plugins import library_of
 from gridrun.training.data import DataInfo
-from gridrun.training.trainer import build_model
+from gridrun.training.models import build_model
 
 SMALL = {"dataset": "any", "img_shape": [4, 20, 20], "chans": [3, 2], "noise": 0.0}
 SMALL_RETINA = SMALL | {"stim_type": "any"}

@@ -19,8 +19,8 @@ from gridrun.plugins import libraries, reads
 from gridrun.request import read_request
 from gridrun.training.data import DataInfo
 from gridrun.training.losses import class_loss
+from gridrun.training.models import build_model
 from gridrun.training.seeding import RunRandom
-from gridrun.training.trainer import build_model
 from torchdeepretina.trainer import RetinaTrainer, criterion
 
 REFUSED = "refused"

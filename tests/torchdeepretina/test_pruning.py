@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gridrun.analysis.sweep import Run, load_model
+from gridrun.analysis.run import Run
+from gridrun.analysis.sweep import load_model
 from gridrun.config import complete
 from gridrun.errors import CheckpointError, ConfigError
 from gridrun.nn import LinearStackedConv2d
@@ -26,7 +27,7 @@ from gridrun.store import RunFolder
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Interrupted
 from gridrun.training.data import in_order
-from gridrun.training.trainer import n_parameters
+from gridrun.training.models import n_parameters
 from torchdeepretina import datas
 from torchdeepretina.hyperparams import PRUNING_KEYS
 from torchdeepretina.pruning import Pruning, channel_scores

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gridrun.analysis.sweep import Run
+from gridrun.analysis.run import Run
 from gridrun.errors import ConfigError
 from gridrun.sweep import run_sweep
 from torchdeepretina import analysis, metrics

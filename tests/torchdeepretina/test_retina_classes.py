@@ -23,7 +23,7 @@ from gridrun.nn import (
 )
 from gridrun.plugins import libraries
 from gridrun.training.data import DataInfo
-from gridrun.training.trainer import build_model
+from gridrun.training.models import build_model
 from torchdeepretina import datas
 from torchdeepretina.trainer import RetinaTrainer
 

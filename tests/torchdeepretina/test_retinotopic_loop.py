@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gridrun.analysis.sweep import Run
+from gridrun.analysis.run import Run
 from gridrun.config import complete
 from gridrun.effects import check_effects
 from gridrun.errors import ConfigError

@@ -128,7 +128,8 @@ def main() -> None:
         __import__(module)
     for library in libraries().values():
         library.load_trainer()
-        __import__(library.models)
+        if library.models:
+            __import__(library.models)
     load_optimizers()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
