@@ -222,10 +222,12 @@ def _inspected(request: Request, hyps: Hyperparams) -> tuple[Any, list[str]]:
     """Facts about the data of a grid point, or None and what is wrong."""
     try:
         return request.library.load_trainer().inspect_data(hyps), []
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         return None, [_with_file(text, request) for text in error.problems]
     except OSError as error:  # a name that the system cannot have, say
-        text = f"with data_root and dataset: {error}"
+        names = ("data_root", "dataset", "stim_type", "val_set")
+        named = [name for name in names if getattr(hyps, name, None) is not None]
+        text = f"one of {', '.join(named)}: {error}"
         return None, [f"{request.source_of('dataset')}: {text}"]
 
 

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from gridrun.config.keys import class_name
-from gridrun.config.messages import suggest
+from gridrun.config.messages import shown, suggest
 from gridrun.errors import ConfigError
 
 
@@ -277,8 +277,10 @@ def construct(
     except ConfigError:
         raise
     except Exception as error:
-        text = f"{kind.__name__} cannot be made: {type(error).__name__}: {error}"
-        raise ConfigError(f"{key}: {text}") from error
+        of = ", ".join(f"{name} {shown(value)}" for name, value in given.items())
+        text = f"{kind.__name__} cannot be made of {of or 'nothing'}"
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{key}: {text}: {reason}") from error
 
 
 def hint(name: str, plugins: str | None, known: Iterable[str] = ()) -> str:
@@ -289,7 +291,10 @@ def hint(name: str, plugins: str | None, known: Iterable[str] = ()) -> str:
     names = [*known, *(folder.definitions if folder else ())]
     broken = folder.broken.items() if folder else ()
     texts = [f"{path} is no Python ({why})" for path, why in broken]
-    return "; ".join([suggest(name, names), *texts])
+    near = suggest(name, names)
+    if "did you mean" not in near:
+        texts.append(f"plugins: {folder.path if folder else 'no folder'}")
+    return "; ".join([near, *texts])
 
 
 def source_files(names: Iterable[str], plugins: str | None) -> list[Path]:

@@ -58,6 +58,7 @@ class Request:
         sources: File to name in messages, for `base`, `ranges` and overridden keys.
         overridden: Keys of the command line, in its order.
         problems: Found while reading; `points` raises them with its own.
+        plugins: Folder of the plug-ins, if there is one.
     """
 
     base: Mapping[str, Any]
@@ -67,6 +68,7 @@ class Request:
     sources: Mapping[str, str]
     overridden: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    plugins: str | None = None
 
     def points(self) -> list[Point]:
         """Every grid point, completed and checked without torch.
@@ -110,7 +112,7 @@ class Request:
             except TypeError as error:
                 wrong.append((name, str(error)))
         wrong += lift_classes(values)
-        wrong += _unknown_names(values, self.library)
+        wrong += _unknown_names(values, self.library, self.plugins)
         hyps, more = complete(values, self.library.schema)
         return hyps, wrong + more
 
@@ -197,6 +199,7 @@ def read_request(
         sources=sources,
         overridden=tuple(overridden),
         problems=tuple(problems),
+        plugins=folder,
     )
 
 
@@ -208,14 +211,15 @@ def _plugins(
     asked, source, beside = base.get("plugins"), file.name, file.folder
     if "plugins" in given:
         asked, source, beside = given["plugins"], COMMAND_LINE, Path.cwd()
-    if asked is None or not isinstance(asked, str):
+    if not isinstance(asked, str) or list(odd_values(asked)):  # told elsewhere
         usual = file.folder / "plugins"
         return (str(usual) if asked is None and usual.is_dir() else None), []
     try:
         folder = absolute(asked, beside)
-    except ConfigError as error:
+        is_there = Path(folder).is_dir()
+    except (ConfigError, OSError, ValueError) as error:
         return None, [Problem(source, "plugins", str(error))]
-    if not Path(folder).is_dir():
+    if not is_there:
         return None, [Problem(source, "plugins", f"no folder {folder}")]
     return folder, []
 
@@ -335,11 +339,11 @@ def _count(number: int) -> str:
 
 
 def _unknown_names(
-    values: Mapping[str, Any], library: Library
+    values: Mapping[str, Any], library: Library, plugins: str | None
 ) -> list[tuple[str, str]]:
     """Unknown models, loops and libraries, told without torch."""
     problems = []
-    asked, plugins = values.get("library"), values.get("plugins")
+    asked = values.get("library")
     if isinstance(asked, str) and asked not in libraries():
         text = f"unknown library {asked!r}{suggest(asked, libraries())}"
         problems.append(("library", text))

@@ -261,13 +261,12 @@ class Hyperparams(RunnerKeys):
     def notices(self) -> Iterable[tuple[str, str]]:
         """Yield (key, message) for settings that are allowed but seldom meant."""
         for entry in self.diagnostics:
-            given = {"name": entry} if isinstance(entry, str) else entry
-            every = given.get("every", EVERY)
-            if given.get("at", "epoch_end") == "epoch_end" and every > self.n_epochs:
-                text = (
-                    f"{given['name']} is due every {every} epochs, of which there are"
-                )
-                yield "diagnostics", f"{text} {self.n_epochs}: never"
+            given: Any = {"name": entry} if isinstance(entry, str) else entry
+            every, at = given.get("every", EVERY), given.get("at", "epoch_end")
+            is_late = isinstance(every, int) and every > self.n_epochs
+            if at == "epoch_end" and is_late:
+                text = f"{given.get('name')} is due every {every} epochs"
+                yield "diagnostics", f"{text}, of which there are {self.n_epochs}"
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that each epoch records."""

@@ -20,6 +20,7 @@ from gridrun.training.data import (
     bootstrapped,
     size_problems,
 )
+from gridrun.training.losses import make_loss
 from gridrun.training.normalise import Normaliser
 from gridrun.training.seeding import derive_seed, random_subset
 
@@ -146,11 +147,15 @@ def _metric_problems(hyps: GeneralHyperparams, data: DataSet) -> list[str]:
 
 
 def metrics_of(hyps: GeneralHyperparams, data: DataSet) -> dict[str, Metric]:
-    """Functions of predictions and targets that the data set and the loss define."""
-    from gridrun.training.losses import make_loss
-
-    of_loss = getattr(make_loss(hyps.lossfxn, hyps.plugins), "metrics", {})
-    return dict(of_loss) | dict(data.metrics)
+    """Functions of predictions and targets that loss, objective and data set define."""
+    sources = [make_loss(hyps.lossfxn, hyps.plugins)]
+    if hyps.train_loop not in hyps.loops:
+        made = plugin_files.make("train_loop", hyps.train_loop, hyps.plugins)
+        sources.append(made)
+    found: dict[str, Metric] = {}
+    for source in (*sources, data):
+        found |= getattr(source, "metrics", {})
+    return found
 
 
 def split_indices(hyps: GeneralHyperparams, n_samples: int) -> tuple[Tensor, Tensor]:

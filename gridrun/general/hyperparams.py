@@ -70,7 +70,6 @@ class GeneralHyperparams(Hyperparams):
         """Adds the conditions of data in memory."""
         reasons = super().inactive(reads)
         conditions = {"n_workers": "samples of plug-in data sets are in memory"}
-        conditions["data_root"] = "a plug-in data set takes it by dataset_args"
         if self.val_set is not None:
             conditions["val_p"] = "val_set holds the validation samples"
         if self.shuffle:

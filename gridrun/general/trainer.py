@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import traceback
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, data_root
 from gridrun.errors import ConfigError
 from gridrun.general import datas
 from gridrun.general.data_sets import DataSet, read_set
 from gridrun.general.hyperparams import GeneralHyperparams
+from gridrun.plugin_files import load
 from gridrun.plugins import libraries
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
@@ -65,6 +67,16 @@ class GeneralTrainer(Trainer):
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:
         """Read the data set that the keys name."""
         return datas.open_data(cast(GeneralHyperparams, hyps), device)
+
+    @staticmethod
+    def notices(hyps: Hyperparams, info: DataInfo) -> Sequence[str]:
+        """Adds a data_root that the data set does not take."""
+        is_given = hyps.data_root not in (None, data_root(None)[0])
+        kind = load("dataset", hyps.dataset, hyps.plugins)
+        if not is_given or "data_root" in signature(kind).parameters:
+            return info.notices
+        text = f"data_root: {hyps.dataset} does not take it"
+        return [*info.notices, f"{text}; give what it takes as dataset_args"]
 
     @staticmethod
     def try_out(hyps: Hyperparams, info: DataInfo) -> None:

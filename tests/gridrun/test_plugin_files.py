@@ -200,7 +200,10 @@ def test_constructors_get_their_arguments() -> None:
         ({}, "model_args: Made needs the argument 'size'"),
         ({"size": 1, "wdth": 2}, "no argument 'wdth' .did you mean 'width'"),
         ({"size": 1, "n_units": 2}, "n_units is a key"),
-        ({"size": -1}, "Made cannot be made: ValueError: size must not be negative"),
+        (
+            {"size": -1},
+            "Made cannot be made of n_units 4, size -1: ValueError: size must not",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_told(args: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from gridrun import load_sweep
 from gridrun.claims import Claim
 from gridrun.errors import ConfigError
 from gridrun.run import RunState, make_spec
@@ -738,3 +740,53 @@ def test_checking_loads_neither_torch_nor_a_tracker() -> None:
     loaded = set(done.stdout.split())
     heavy = {"torch", "numpy", "tensorboard", "wandb", "mlflow", "sqlalchemy"}
     assert not loaded & heavy
+
+
+# --- real sweeps --------------------------------------------------------------------
+
+
+@pytest.mark.e2e
+def test_a_killed_sweep_is_told_whole(tmp_path: Path) -> None:
+    """Two workers, SIGKILL of all in the middle: afterwards all tools agree."""
+    given = {
+        "exp_name": "grid",
+        "model_type": "Classifier",
+        "model_args": {"width": 4},
+        "dataset": "Points",
+        "lossfxn": "CrossEntropyLoss",
+        "batch_size": 4,
+        "n_epochs": 40,
+        "lr": 0.01,
+        "seed": 1,
+        "plugins": str(Path(__file__).parents[1] / "plugins"),
+        "trackers": sorted(TRACKERS),
+        "diagnostics": [{"name": "weight_norms", "every": 20}],
+        "save_root": str(tmp_path),
+    }
+    (tmp_path / "h.json").write_text(json.dumps(given))
+    (tmp_path / "r.json").write_text(json.dumps({"lr": [0.01, 0.02, 0.03]}))
+    files = [str(tmp_path / "h.json"), str(tmp_path / "r.json")]
+    command = [sys.executable, "-m", "gridrun", "run", *files, "--workers", "2"]
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        tables = list((tmp_path / "grid").glob("grid_*/metrics.csv"))
+        if any(len(table.read_text().splitlines()) > 8 for table in tables):
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "rror" not in done.stderr
+    runs: list[Any] = load_sweep(tmp_path / "grid").runs()
+    assert max(len(run.record["attempts"]) for run in runs) == 2
+    for run in runs:
+        rows = run.folder.epochs.read()
+        assert len(rows) == 40
+        for name, read in READERS.items():
+            told = read(run)
+            assert_history(told, rows)
+            assert told.group == "grid"
+            assert (told.state, told.status) == ("done", STATUS[name]["done"])
+            assert told.config == run.hyps.model_dump(mode="json")

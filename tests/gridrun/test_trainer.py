@@ -451,7 +451,8 @@ def test_a_run_that_raises_is_recorded_as_failed(
     trained = fit(toy_hyps(model_type=bad), toy_hyps())
     line = {
         "RaisesInStep5": "KeyError: 'step five'",
-        "UnbuildableModel": "ConfigError: model_args: UnbuildableModel cannot be made: "
+        "UnbuildableModel": "ConfigError: model_args: UnbuildableModel cannot be made "
+        "of n_units 1: "
         "RuntimeError: no such model today",
     }[bad]
     text = trained.runs[0].folder.failure.read_text()

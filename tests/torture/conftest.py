@@ -32,6 +32,10 @@ IMAGES: dict[str, Any] = {
     "scheduler": "ReduceLROnPlateau",
     "log_loss": True,
     "log_frequency": 2,
+    "val_example_indices": [2, 0],
+    "diagnostics": [{"name": "weight_norms", "every": 2}],
+    "distorter": "gaussian",
+    "distorter_args": {"std": 0.1},
     "executor": "serial",
 }
 RETINA: dict[str, Any] = {

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import torch
 
 PLACES = {"save_root", "executor", "workers", "cohort_size"}
@@ -23,11 +24,17 @@ def contents(sweep: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(sweep.glob("*/checkpoints/*.pt")):
         state = _plain(torch.load(path, weights_only=True))
-        digest = hashlib.sha256(repr(state).encode()).hexdigest()
-        found[f"{path.parent.parent.name}/{path.name}"] = digest
+        found[f"{path.parent.parent.name}/{path.name}"] = _digest(state)
     for name in ("metrics.csv", "batches.csv", "evaluations.csv"):
         for path in sorted(sweep.glob(f"*/{name}")):
             found[f"{path.parent.name}/{name}"] = _table(path)
+    for path in sorted(sweep.glob("*/examples.h5")):
+        with h5py.File(path) as file:
+            arrays = {name: file[name][:].tobytes() for name in file}
+        found[f"{path.parent.name}/examples"] = _digest(arrays)
+    for path in sorted(sweep.glob("*/diagnostics/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found[f"{path.parent.parent.name}/{path.name}"] = _plain(result)
     for path in sorted(sweep.glob("*/checkpoints/index.json")):
         index = json.loads(path.read_text(encoding="utf-8"))
         found[f"{path.parent.parent.name}/index"] = (index["last"], index["best"])
@@ -49,6 +56,10 @@ def assert_same(sweep: Path, expected: dict[str, Any]) -> None:
     assert not left
     for path in sweep.glob("*/run.json"):
         assert json.loads(path.read_text(encoding="utf-8"))["state"] == "done"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _table(path: Path) -> list[dict[str, str]]:

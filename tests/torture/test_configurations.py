@@ -20,11 +20,52 @@ PER_TEST = 100
 BASES: dict[str, dict[str, Any]] = {
     "images": IMAGES | {"log_frequency": 1},  # batches may be few
     "retina": RETINA,
+    "general": {
+        "exp_name": "own",
+        "model_type": "Denoiser",
+        "model_args": {"width": 3},
+        "dataset": "Waves",
+        "dataset_args": {"n": 20},
+        "lossfxn": "MSELoss",
+        "batch_size": 8,
+        "n_epochs": 2,
+        "lr": 0.1,
+        "plugins": str(Path(__file__).parents[1] / "plugins"),
+    },
 }
+OPTIONS = (
+    "model_args",
+    "dataset_args",
+    "val_set",
+    "distorter",
+    "distorter_args",
+    "augmenters",
+    "use_preset",
+    "loss_space",
+    "eval_space",
+    "normalizer",
+    "lossfxn",
+    "train_loop",
+    "val_example_indices",
+    "val_example_subset",
+    "show_plots",
+    "trackers",
+    "tracker_args",
+    "diagnostics",
+    "plugins",
+    "library",
+    "log_frequency",
+)
 JUNK = [
     None, True, -1, 0, 1, 1.5, -0.0, 1e308, 10**30, "", "x", "../x", "a/b", "\x00",
     "0.1", "💥" * 50, "x" * 5000, [], [[]], [None], {}, {"a": 1}, [1, "x"], [-1],
     [0.1, 0.2], [3, 3],
+]  # fmt: skip
+OPTION_JUNK: list[Any] = [
+    *JUNK, {"class": 1}, {"class": "os:system"}, {"class": "x", "args": []}, "os:path",
+    {"class": "Waves", "args": {"x": 1}}, [{"class": None}], [{"name": 3}], [[1]], ":",
+    {"tensorboard": 3}, ["tensorboard", 1], "Waves", "a:b:c", {"class": "gaussian"},
+    [{"name": "hessian", "every": 0, "at": 3, "args": [1]}], "..", "no.module:X",
 ]  # fmt: skip
 RAW = [
     "NaN",
@@ -109,15 +150,17 @@ def mutated(
     values = dict(base)
     ranges: Any = {"lr": [0.01, 0.02]}
     key = chance.choice([name for name in values if name != "save_root"])
-    kind = chance.choice(
-        ["bytes", "value", "raw", "typo", "twice", "absent", "ranges", "range bytes"]
-    )
+    kinds = ["bytes", "value", "raw", "typo", "twice", "absent", "ranges", "option"]
+    kind = chance.choice([*kinds, "range bytes"])
     content, named = json.dumps(values).encode(), None
     in_ranges = json.dumps(ranges).encode()
     if kind == "bytes":
         content = mutated_bytes(content, chance)
     elif kind == "value":
         values[key] = chance.choice(JUNK)
+        content, named = json.dumps(values).encode(), key
+    elif kind == "option":
+        values[key := chance.choice(OPTIONS)] = chance.choice(OPTION_JUNK)
         content, named = json.dumps(values).encode(), key
     elif kind == "raw":
         content = with_raw(values, key, chance.choice(RAW))
