@@ -138,6 +138,7 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
         DataError: With every problem of the file.
     """
     path = images_path(hyps)
+    other = None if hyps.val_set is None else images_path(hyps, "val_set")
     with reading(path), open_file(path) as file:
         problems, class_names = image_set_problems(file, hyps.img_shape)
         problems += augmentation_problems(
@@ -145,13 +146,11 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
         )
         if problems:
             raise DataError([f"{path}: {problem}" for problem in problems])
-        files = [str(path)]
         n_train = len(file["train/labels"])
-        if hyps.val_set is None:
+        if other is None:
             n_train, n_val = split_sizes(n_train, hyps.val_p)
         else:
-            files.append(str(images_path(hyps, "val_set")))
-            n_val = _inspect_val_set(Path(files[1]), hyps, class_names)
+            n_val = _inspect_val_set(other, hyps, class_names)
         sizes = {"train_set_size": n_train, "val_set_size": n_val}
         if problems := size_problems(hyps, sizes):
             raise DataError(problems)
@@ -163,7 +162,7 @@ def inspect_data(hyps: ImageHyperparams) -> DataInfo:
                 "val": hyps.val_set_size or n_val,
                 "test": len(file["test/labels"]),
             },
-            files=files,
+            files=[str(one) for one in (path, other) if one],
             n_bytes=sum(file[f"{split}/images"].size for split in SPLITS),
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gridrun.cli import main
+from gridrun.plugin_files import look_again
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = ("cd", "make", "gridrun", "train", "evaluate", "python3", "pytest")
@@ -138,6 +139,7 @@ class Reader:
         path = self.here / block.lines[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text + "\n", encoding="utf-8")
+        look_again()
 
     def execute(self, block: Block) -> None:
         """Python, in one namespace for each document."""
