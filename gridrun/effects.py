@@ -206,7 +206,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
         try:
             _try_model(request, hyps, infos[key])
             Extras.of(hyps, trainer.augmenters)
-            trainer.try_out(hyps, infos[key])
+            trainer.try_out(request.library, hyps, infos[key])
             notices |= dict.fromkeys(trainer.notices(hyps, infos[key]))
         except ConfigError as error:
             for text in error.problems:

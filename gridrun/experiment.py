@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gridrun.analysis.sweep import Sweep
+from gridrun.config import Hyperparams
 from gridrun.config.files import resolve_paths
 from gridrun.durable import write_durably
 from gridrun.errors import ConfigError
-from gridrun.plugins import library_of
 from gridrun.recordable import recordable
 from gridrun.sweep import run_sweep
 
@@ -127,10 +127,11 @@ class Experiment:
         """Write hyperparams.json and, with options, hyperranges.json; their paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        base = self.base
-        library = library_of(str(base.get("model_type")))
-        if library is not None:  # relative paths are relative to the file there
-            base = resolve_paths(base, library.schema, Path.cwd())
+        base, beside = self.base, Path.cwd() / "plugins"
+        if beside.is_dir():  # where `run` finds them
+            base = {"plugins": str(beside), **base}
+        # relative paths are relative to the file there
+        base = resolve_paths(base, Hyperparams, Path.cwd())
         contents = {"hyperparams.json": base, "hyperranges.json": self.ranges}
         paths = []
         for name, content in contents.items():

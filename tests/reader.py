@@ -48,7 +48,8 @@ def blocks_of(path: Path) -> Iterator[Block]:
     """Fenced and indented code blocks of a document.
 
     Raises:
-        ValueError: If a fence is not closed.
+        ValueError: If a fence is not closed, or is another than three backticks at the
+            beginning of a line.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     at = 0
@@ -58,6 +59,8 @@ def blocks_of(path: Path) -> Iterator[Block]:
             language = lines[at].removeprefix("```").strip()
             at = lines.index("```", at + 1)
             inner = lines[first + 1 : at]
+        elif lines[at].lstrip().startswith(("```", "~~~")):
+            raise ValueError(f"{path}, line {at + 1}: no rule for such a fence")
         else:
             indented = itertools.takewhile(lambda x: x.startswith("    "), lines[at:])
             inner = [line.removeprefix("    ") for line in indented]
@@ -65,7 +68,7 @@ def blocks_of(path: Path) -> Iterator[Block]:
         at += 1
         if inner:
             text = "\n".join(inner)
-            place = f"{path.relative_to(REPOSITORY)}, line {first + 1}"
+            place = f"{path.parent.name}/{path.name}, line {first + 1}"
             *_, above = "\n".join(lines[:first]).strip().split("\n\n")
             yield Block(place, language, text.strip(), above)
 
@@ -120,17 +123,15 @@ class Reader:
         self.here = folder.resolve()
         self.chdir(self.here)
 
-    def read(self, path: Path) -> list[str]:
-        """Run every block of a document; their kinds."""
-        kinds = []
+    def read(self, path: Path) -> None:
+        """Run every block of a document."""
         for block in blocks_of(path):
-            kinds.append(kind_of(block))
+            kind = kind_of(block)
             try:
-                getattr(self, kinds[-1])(block)
+                getattr(self, kind)(block)
             except BaseException as error:
-                error.add_note(f"{block.place} ({kinds[-1]}):\n{block.text}")
+                error.add_note(f"{block.place} ({kind}):\n{block.text}")
                 raise
-        return kinds
 
     # kinds of blocks
 
@@ -139,7 +140,7 @@ class Reader:
         path = self.here / block.lines[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text + "\n", encoding="utf-8")
-        look_again()
+        look_again()  # as in a new session
 
     def execute(self, block: Block) -> None:
         """Python, in one namespace for each document."""

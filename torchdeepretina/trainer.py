@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, shown
 from gridrun.durable import write_durably
+from gridrun.errors import ConfigError
 from gridrun.nn import Spectrum, central_place, field_side, semantic_loss
+from gridrun.plugins import Library
 from gridrun.training import checkpoint as checkpoints
 from gridrun.training.cohort import Diverged, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
@@ -20,6 +22,7 @@ from gridrun.training.models import build_model
 from gridrun.training.seeding import generator
 from gridrun.training.trainer import Terms, Trainer
 from torchdeepretina import analysis, datas, metrics
+from torchdeepretina.blocks import RetinaModel
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.pruning import Pruning, masked_channels, reduced_checkpoint
 from torchdeepretina.windows import Windows, model_inputs
@@ -65,6 +68,14 @@ class RetinaTrainer(Trainer):
             "nearest is read"
         )
         return [*Trainer.notices(hyps, info), text]
+
+    @classmethod
+    def try_out(cls, library: Library, hyps: Hyperparams, info: DataInfo) -> None:
+        """Adds: a plug-in has what criteria and scores ask of a retina model."""
+        if not issubclass(library.model(hyps.model_type, hyps.plugins), RetinaModel):
+            text = f"{hyps.model_type} must derive from torchdeepretina.blocks."
+            raise ConfigError(f"model_type: {text}RetinaModel")
+        super().try_out(library, hyps, info)
 
     @staticmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:

@@ -194,6 +194,7 @@ class Run:
             ConfigError: If there is none, or it refuses the arguments.
         """
         folder = None if self.plugins is None else str(Path(self.plugins).absolute())
+        plugin_files.look_again()
         function = plugin_files.load("evaluator", evaluator, folder)
         try:
             inspect.signature(function).bind(self, split, epoch, **args)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gridrun import plugin_files
+from gridrun.config import data_root
 from gridrun.errors import DataError
 from gridrun.general.hyperparams import GeneralHyperparams
 
@@ -60,12 +61,13 @@ def read_set(hyps: GeneralHyperparams, key: str = "dataset") -> DataSet:
     files = plugin_files.source_files([name], hyps.plugins)
     stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
     args = json.dumps(hyps.dataset_args, sort_keys=True)
-    return _read_set(key, name, hyps.plugins, args, hyps.data_root, stamp)
+    root, _ = data_root(hyps.data_root)
+    return _read_set(key, name, hyps.plugins, args, root, stamp)
 
 
 @functools.lru_cache(maxsize=4)
 def _read_set(
-    key: str, name: str, plugins: str | None, args: str, root: str | None, stamp: Any
+    key: str, name: str, plugins: str | None, args: str, root: str, stamp: Any
 ) -> DataSet:
     kind = plugin_files.load(key, name, plugins)
     made = plugin_files.construct(

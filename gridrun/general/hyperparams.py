@@ -78,6 +78,6 @@ class GeneralHyperparams(Hyperparams):
         is_drawn = self.bootstrap or self.bootstrap_index is not None
         if not is_split and not is_drawn and self.distorter is None:
             conditions["split_seed"] = "needs a random split"
-        if "l1" not in reasons and self.train_loop not in self.loops:
-            conditions["l1"] = f"{self.train_loop} adds its own terms"
+        if self.train_loop not in self.loops:
+            conditions["loss_space"] = f"{self.train_loop} gets normalised values"
         return conditions | reasons

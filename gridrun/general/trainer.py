@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import traceback
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -21,23 +19,16 @@ from gridrun.general import datas
 from gridrun.general.data_sets import DataSet, read_set
 from gridrun.general.hyperparams import GeneralHyperparams
 from gridrun.plugin_files import load
-from gridrun.plugins import libraries
+from gridrun.plugins import Library, libraries
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.extras import Extras
 from gridrun.training.losses import l1_of_outputs, make_loss
 from gridrun.training.models import build_model
 from gridrun.training.seeding import RunRandom, kept_globals
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, as_terms, place_of
 
 N_TRIED = 8
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}"
-    return f"{type(error).__name__}: {text[0] if text else ''} ({where})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +69,10 @@ class GeneralTrainer(Trainer):
         text = f"data_root: {hyps.dataset} does not take it"
         return [*info.notices, f"{text}; give what it takes as dataset_args"]
 
-    @staticmethod
-    def try_out(hyps: Hyperparams, info: DataInfo) -> None:
+    @classmethod
+    def try_out(cls, library: Library, hyps: Hyperparams, info: DataInfo) -> None:
         """Train and evaluate on a few samples, without an update."""
         assert isinstance(hyps, GeneralHyperparams)
-        library = libraries()["general"]
         own = {"train_set_size": None, "val_set_size": None, "bootstrap_index": None}
         few = hyps.model_copy(update=own)
         data = datas.open_data(few, torch.device("cpu"), most=N_TRIED)
@@ -103,7 +93,7 @@ class GeneralTrainer(Trainer):
                     found = trainer.evaluate(run, batch)
                     trainer.measure(run, data.train.take(torch.arange(1)), [found])
             except Exception as error:
-                text = f"inputs of {shape} cannot be trained on: {_line(error)}"
+                text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
                 raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
 
     @functools.cached_property
@@ -182,6 +172,13 @@ class GeneralTrainer(Trainer):
         return {"loss": loss + penalty, "l1_term": penalty}
 
     loops: ClassVar = {"train_loop": train_objective}
+
+    def objective(self, run: LiveRun, batch: Batch) -> Terms:
+        """Adds: a plug-in gets inputs and targets as they are normalised."""
+        if run.extras.objective is None:
+            return super().objective(run, batch)
+        plain = self.plain_batch(run, batch)
+        return as_terms(run.extras.objective(run.model, plain.inputs, plain.targets))
 
     def plain_batch(self, run: LiveRun, batch: Batch) -> Batch:
         """Inputs, and of pair data targets, as they are normalised."""

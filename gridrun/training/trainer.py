@@ -8,15 +8,17 @@ import dataclasses
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from gridrun.claims import ClaimLost
 from gridrun.config import Hyperparams
-from gridrun.errors import StorageError
+from gridrun.errors import ConfigError, StorageError
 from gridrun.machine import available_memory
 from gridrun.nn import chosen_methods
 from gridrun.plugins import Library
@@ -129,13 +131,28 @@ class Trainer(abc.ABC):
         text = "n_workers: the data fit in memory, where 0 is faster"
         return [*info.notices, text]
 
-    @staticmethod
-    def try_out(hyps: Hyperparams, info: DataInfo) -> None:
-        """Find out before anything starts whether model, data and loss fit.
+    @classmethod
+    def try_out(cls, library: Library, hyps: Hyperparams, info: DataInfo) -> None:
+        """Find out before anything starts whether a plug-in model fits the data.
 
         Raises:
             ConfigError: With the key first.
         """
+        if hyps.model_type in library.model_names:
+            return
+        shape = (2, *cast(Any, hyps).img_shape)
+        with kept_globals(), torch.no_grad():
+            model = build_model(library, hyps, info).eval()
+            try:
+                found = model(torch.randn(shape))
+            except Exception as error:
+                text = f"inputs of {list(shape)} cannot be computed: {place_of(error)}"
+                raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+        expected = [2, info.n_units]
+        if not isinstance(found, Tensor) or list(found.shape) != expected:
+            what = list(found.shape) if isinstance(found, Tensor) else type(found)
+            text = f"outputs are {what}, not {expected} for inputs of {list(shape)}"
+            raise ConfigError(f"model_type: {hyps.model_type}: {text}")
 
     @staticmethod
     @abc.abstractmethod
@@ -352,7 +369,7 @@ class Trainer(abc.ABC):
         for augmenter in run.extras.augmenters:
             random = run.random.generators["augmentation"]
             inputs, targets = augmenter(inputs, targets, random)
-        return Batch(inputs, targets, batch.dtype)
+        return Batch(inputs, targets, batch.dtype, seed=batch.seed)
 
     @staticmethod
     def distorted(run: LiveRun, inputs: Tensor) -> Tensor:
@@ -366,8 +383,7 @@ class Trainer(abc.ABC):
         if run.extras.objective is None:
             return self.loops[run.hyps.train_loop](self, run, batch)
         inputs = self.inputs(run, batch)
-        found = run.extras.objective(run.model, inputs, batch.targets)
-        return {"loss": found} if isinstance(found, Tensor) else dict(found)
+        return as_terms(run.extras.objective(run.model, inputs, batch.targets))
 
     def end_epoch(self, run: LiveRun, epoch: int, metrics: dict[str, float]) -> None:
         """Record the epoch and save its checkpoint."""
@@ -464,6 +480,19 @@ class Trainer(abc.ABC):
         self.report(
             Event("end", run.number, run.epoch, state=state.value, metrics=final)
         )
+
+
+def as_terms(found: Any) -> Terms:
+    """What a plug-in objective returns, as `loss` and its terms."""
+    return {"loss": found} if isinstance(found, Tensor) else dict(found)
+
+
+def place_of(error: Exception) -> str:
+    """An error in a line, with the place where it was raised."""
+    text = str(error).strip().splitlines()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {text[0] if text else ''} ({where})"
 
 
 def is_out_of_memory(error: Exception) -> bool:

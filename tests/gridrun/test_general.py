@@ -322,3 +322,66 @@ def test_a_continued_run_keeps_its_examples(train: Train) -> None:
     with h5py.File(path) as file:
         assert file["epoch"][:].tolist() == [1, 2, 3]
         assert file["prediction"][:].tobytes() == before.tobytes()
+
+
+# --- objectives -----------------------------------------------------------------------
+
+OBJECTIVE = """
+class Watched:
+    metrics = {"largest": lambda z, y: float(y.abs().max())}
+    def __call__(self, model, inputs, targets):
+        return (model(inputs) - targets).square().mean()
+"""
+
+
+def test_a_plugin_objective_gets_normalised_pairs(train: Train, tmp_path: Path) -> None:
+    """It comes to what `train_loop` comes to, and may bring metrics of its own."""
+    import shutil
+
+    own = tmp_path / "own"
+    shutil.copytree(PLUGINS, own)
+    (own / "watched.py").write_text(OBJECTIVE)
+    look_again()
+    keys = {"normalizer": "global", "plugins": str(own)}
+    usual, watched = train(**keys), train(**keys, train_loop="Watched")
+    states = [run.checkpoint()["model_state_dict"] for run in (usual, watched)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert "val_largest" in watched.metrics()
+    with pytest.raises(ConfigError, match=r"loss_space.*gets normalised values"):
+        run_sweep(
+            {**BASE, **keys, "train_loop": "Watched", "save_root": str(tmp_path / "x")},
+            {"loss_space": ["default", "original"]},
+            quiet=True,
+        )
+
+
+def test_augmented_targets_are_distorted_in_evaluation(train: Train) -> None:
+    """Distorter and augmenter together, where the targets are the inputs."""
+    run = train(**NOISE, augmenters=["mirrored"])
+    assert run.evaluate("val")["val_loss"] == run.metrics()["val_loss"].iloc[-1]
+
+
+def test_a_data_set_gets_the_data_root(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key, else GRIDRUN_DATA: the same in the check and in training."""
+    monkeypatch.setenv("GRIDRUN_DATA", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "rooted.py").write_text(
+        "import numpy as np\n"
+        "class Rooted:\n"
+        "    def __init__(self, data_root='unused'):\n"
+        f"        assert data_root == {str(tmp_path)!r}, data_root\n"
+        "    def splits(self):\n"
+        "        part = np.ones((9, 2), 'float32'), np.arange(9) % 3\n"
+        "        return {'train': part, 'test': part}\n"
+    )
+    (tmp_path / "own" / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self): super().__init__(2, 3)\n"
+    )
+    look_again()
+    keys = {"dataset": "Rooted", "model_type": "Net", "lossfxn": "CrossEntropyLoss"}
+    run = train(**keys, plugins=str(tmp_path / "own"))
+    assert run.record["state"] == "done"

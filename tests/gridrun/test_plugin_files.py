@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import OF_MOVIE
 
 from gridrun import load_model, load_sweep, run_sweep
 from gridrun.errors import ConfigError
@@ -374,3 +375,85 @@ def test_evaluators_that_do_not_fit_are_told(
     run = load_sweep(recorded, plugins=PLUGINS).runs()[0]
     with pytest.raises(ConfigError, match=message):
         run.evaluate_by(name, **args)
+
+
+# --- plug-ins of the libraries ------------------------------------------------------
+
+IMAGE_MODEL = """
+import torch
+from torch import nn
+class Own(nn.Module):
+    LIBRARY = "imgclass"
+    def __init__(self, n_units):
+        super().__init__()
+        self.layer = nn.Linear({n_in}, {n_out})
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "message"),
+    [
+        ("7", "n_units", r"inputs of \[2, 1, 6, 6\] cannot be computed: RuntimeError"),
+        ("36", "n_units + 1", r"outputs are \[2, 4\], not \[2, 3\]"),
+        ("36", "n_units", None),
+    ],
+)
+def test_a_plugin_of_a_library_is_tried_out(
+    tmp_path: Path,
+    image_hyps: Callable[..., Any],
+    write_images: Callable[..., Any],
+    n_in: str,
+    n_out: str,
+    message: str | None,
+) -> None:
+    """A model that does not fit the images is told before anything starts."""
+    write_images(tmp_path / "set" / "images.h5")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "own.py").write_text(IMAGE_MODEL.format(n_in=n_in, n_out=n_out))
+    look_again()
+    given = image_hyps(tmp_path).model_dump(mode="json")
+    keys = ("dataset", "img_shape", "batch_size", "lr", "seed")
+    keys_of_set = {name: given[name] for name in keys}
+    asked = {
+        **keys_of_set,
+        "exp_name": "sweep",
+        "model_type": "Own",
+        "n_epochs": 1,
+        "data_root": str(tmp_path),
+        "save_root": str(tmp_path / "runs"),
+        "plugins": str(own),
+        "executor": "serial",
+    }
+    if message is None:
+        assert run_sweep(asked, quiet=True).states() == {"done": 1}
+        return
+    with pytest.raises(ConfigError, match=f"model_type: Own: {message}"):
+        run_sweep(asked, quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_retina_plugin_derives_from_the_library_s_model(
+    tmp_path: Path, write_recording: Callable[..., Any]
+) -> None:
+    """What criteria and scores ask of it is there."""
+    write_recording(tmp_path / "rec" / "movie.h5")
+    source = "from torch import nn\nclass Own(nn.Linear):\n    LIBRARY = "
+    (tmp_path / "own.py").write_text(source + "'torchdeepretina'\n")
+    look_again()
+    asked = {
+        **dict(OF_MOVIE),
+        "exp_name": "sweep",
+        "model_type": "Own",
+        "model_args": {"in_features": 2, "out_features": 3},
+        "batch_size": 32,
+        "n_epochs": 1,
+        "lr": 0.01,
+        "data_root": str(tmp_path),
+        "plugins": str(tmp_path),
+        "save_root": str(tmp_path / "runs"),
+    }
+    with pytest.raises(ConfigError, match=r"Own must derive from .*RetinaModel"):
+        run_sweep(asked, quiet=True)

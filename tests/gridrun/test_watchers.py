@@ -121,7 +121,7 @@ def test_a_tracker_is_told_of_other_ends(
     calm = train()
     monkeypatch.setattr(Trainer, "objective", bad)
     monkeypatch.setattr(
-        "gridrun.general.trainer.GeneralTrainer.try_out", lambda hyps, info: None
+        "gridrun.general.trainer.GeneralTrainer.try_out", lambda *given: None
     )
     run = train(trackers=["Diary"], lr=0.02)
     assert calm.record["state"] == "done"
