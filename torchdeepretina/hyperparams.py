@@ -23,6 +23,7 @@ class RetinaHyperparams(Hyperparams):
     """Keys of `torchdeepretina` (hyperparameter reference: training_scripts)."""
 
     loops: ClassVar[tuple[str, ...]] = ("train_loop", "retinotopic_loop")
+    also_of_models: ClassVar[tuple[str, ...]] = ("lossfxn", "log_poisson")
 
     n_layers: int | None = key(
         None,

@@ -27,6 +27,7 @@ class Hyperparams(RunnerKeys):
 
     loops: ClassVar[tuple[str, ...]] = ("train_loop",)
     is_pair_data: ClassVar[bool] = False  # whether data can be pairs
+    also_of_models: ClassVar[tuple[str, ...]] = ()  # other keys that models may read
 
     exp_name: str = key(
         ...,
@@ -310,7 +311,9 @@ class Hyperparams(RunnerKeys):
 
     def for_models(self) -> dict[str, Any]:
         """What a model's constructor may take by the name of a key."""
-        return self.model_dump()
+        groups = keys_of(type(self))
+        names = [name for name, facts in groups.items() if facts.group == "model"]
+        return {name: getattr(self, name) for name in [*names, *self.also_of_models]}
 
     def plugin_names(self) -> Iterable[str]:
         """Names in these settings that a plug-in may define, or an import path."""
