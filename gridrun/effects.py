@@ -291,13 +291,22 @@ def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
         ConfigError: With the key first.
     """
     import torch
+    from torch import nn
 
     from gridrun.training.job import pick_device
     from gridrun.training.models import build_model
+    from gridrun.training.seeding import kept_globals
 
     pick_device(hyps.device)
-    with torch.device("meta"):
+    is_own = hyps.model_type not in request.library.model_names
+    with kept_globals(), torch.device("cpu" if is_own else "meta"):
         model = build_model(request.library, hyps, info)
+    parameters = list(model.parameters())
+    if any(isinstance(one, nn.UninitializedParameter) for one in parameters):
+        text = "has layers whose size is not known when it is made (nn.Lazy...)"
+        raise ConfigError(f"model_type: {hyps.model_type} {text}; give their sizes")
+    if not any(one.requires_grad for one in parameters):
+        raise ConfigError(f"model_type: {hyps.model_type} has no parameter to train")
     if hyps.init_weights_path is not None:
         _check_weights(Path(hyps.init_weights_path), model)
     if hyps.conv_method == "fourier":

@@ -10,7 +10,7 @@ from typing import Any
 from gridrun.analysis.sweep import Sweep
 from gridrun.config import Hyperparams
 from gridrun.config.files import resolve_paths
-from gridrun.durable import write_durably
+from gridrun.durable import write_durably, writing
 from gridrun.errors import ConfigError
 from gridrun.recordable import recordable
 from gridrun.sweep import run_sweep
@@ -33,7 +33,10 @@ class Experiment:
     Args:
         experiment_config, solver_config, base_hyperparams: Keys and values, each in one
             of the three. Beside the hyperparameters' own names those of `NAMES` do. A
-            value may be a class or an object where a name may (`gridrun.recordable`).
+            value may be a class or an object where a name may (`gridrun.recordable`);
+            what `model_args` and the like hold beside an object, options included,
+            counts before the arguments that it was made of. `interest_keys` is a list
+            that `run` fills with the keys that have options.
 
     Raises:
         ConfigError: If a key is given twice, or a value cannot be recorded.
@@ -62,6 +65,9 @@ class Experiment:
     def _take(self, name: str, value: Any) -> None:
         key = NAMES.get(name, name)
         if key == "interest_keys":
+            if not isinstance(value, list):
+                text = f"expected a list, which run fills; got a {type(value).__name__}"
+                raise ConfigError(f"{name}: {text}")
             self._interest_keys = value
             return
         if key in self.base:
@@ -124,7 +130,10 @@ class Experiment:
         return sweep
 
     def to_json(self, folder: str | Path) -> list[Path]:
-        """Write hyperparams.json and, with options, hyperranges.json; their paths."""
+        """Write hyperparams.json and, with options, hyperranges.json; their paths.
+
+        Without options a hyperranges.json of an earlier call is removed.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         base, beside = self.base, Path.cwd() / "plugins"
@@ -132,13 +141,13 @@ class Experiment:
             base = {"plugins": str(beside), **base}
         # relative paths are relative to the file there
         base = resolve_paths(base, Hyperparams, Path.cwd())
-        contents = {"hyperparams.json": base, "hyperranges.json": self.ranges}
-        paths = []
-        for name, content in contents.items():
-            if content:
-                text = json.dumps(content, indent=2, ensure_ascii=False)
-                write_durably(folder / name, text + "\n")
-                paths.append(folder / name)
+        paths = [folder / "hyperparams.json", folder / "hyperranges.json"]
+        if not self.ranges:
+            with writing(paths[1]):
+                paths.pop().unlink(missing_ok=True)
+        for path, content in zip(paths, (base, self.ranges), strict=False):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            write_durably(path, text + "\n")
         return paths
 
 

@@ -22,6 +22,9 @@ from gridrun.config.keys import class_name
 from gridrun.config.messages import shown, suggest
 from gridrun.errors import ConfigError
 
+# what reading a source can raise: of a file, its encoding, its syntax, its depth
+UNREADABLE = (SyntaxError, ValueError, OSError, MemoryError, RecursionError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
@@ -66,23 +69,39 @@ class PluginFolder:
         return found[0] if found else None
 
     def module(self, path: Path) -> ModuleType:
-        """The module of one of the files, run again if it has changed since.
+        """The module of one of the files; all run again if one of it has changed since.
 
         Raises:
             ConfigError: If it cannot be imported.
         """
+        package = _package(self.path)
         parts = path.relative_to(self.path).with_suffix("").parts
-        name = ".".join([_package(self.path), *parts])
-        stamp = (path.stat().st_mtime_ns, path.stat().st_size)
-        try:
-            module = importlib.import_module(name)
-            if vars(module).setdefault("__stamp__", stamp) != stamp:
-                module = importlib.reload(module)
-                vars(module)["__stamp__"] = stamp
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{path} cannot be imported: {text}") from error
-        return module
+        name = ".".join([package, *parts])
+        stamps = {
+            str(file): (file.stat().st_mtime_ns, file.stat().st_size)
+            for file in with_siblings([path])
+        }
+        known = vars(sys.modules[package]).setdefault("__stamps__", {})
+        if any(known.get(file, stamp) != stamp for file, stamp in stamps.items()):
+            for other in [one for one in sys.modules if one.startswith(f"{package}.")]:
+                del sys.modules[other]
+            known.clear()
+            importlib.invalidate_caches()
+        known |= stamps
+        return imported(name, path)
+
+
+def imported(name: str, path: Path) -> ModuleType:
+    """A user's module.
+
+    Raises:
+        ConfigError: If it cannot be imported, also if it would end the program.
+    """
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} cannot be imported: {text}") from error
 
 
 def _package(folder: Path) -> str:
@@ -110,7 +129,7 @@ def plugin_folder(path: str) -> PluginFolder:
             continue
         try:
             found = list(definitions_of(file))
-        except (SyntaxError, ValueError, OSError) as error:
+        except UNREADABLE as error:
             broken[file] = f"{type(error).__name__}: {error}"
             continue
         for one in found:
@@ -129,7 +148,7 @@ def definitions_of(path: Path) -> Iterator[Definition]:
     Raises:
         SyntaxError, ValueError, OSError: If it cannot be read.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    tree = _parsed(path)
     libraries: dict[str, str | None] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -139,6 +158,11 @@ def definitions_of(path: Path) -> Iterator[Definition]:
             libraries[node.name] = stated[0]
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
             yield Definition(node.name, path, libraries.get(node.name))
+
+
+def _parsed(path: Path) -> ast.Module:
+    """The syntax of a file, in whatever encoding it declares."""
+    return ast.parse(path.read_bytes(), str(path))
 
 
 def _stated_library(node: ast.ClassDef) -> Iterator[str]:
@@ -172,7 +196,7 @@ def find(name: str, plugins: str | None) -> Definition | None:
         for one in definitions_of(path):
             if one.name == own:
                 return one
-    except (SyntaxError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return None
 
@@ -187,12 +211,13 @@ def _module_file(module: str) -> Path:
     return Path(spec.origin)
 
 
-def load(key: str, name: str, plugins: str | None) -> Any:
+def load(key: str, name: str, plugins: str | None, known: Iterable[str] = ()) -> Any:
     """The class or function of a plug-in's name or of an import path.
 
     Args:
         key: That names it, for errors.
         name, plugins: As of `find`.
+        known: Names that are ours, for errors.
 
     Raises:
         ConfigError: If there is none, or its file cannot be imported.
@@ -200,37 +225,42 @@ def load(key: str, name: str, plugins: str | None) -> Any:
     try:
         found = find(name, plugins)
         if found is None:
-            raise ConfigError(f"unknown {name!r}{hint(name, plugins)}")
+            raise ConfigError(f"unknown {name!r}{hint(name, plugins, known)}")
         if plugins and ":" not in name:
             module = plugin_folder(plugins).module(found.path)
         else:
-            module = _imported(name.partition(":")[0], found.path)
+            module = imported(name.partition(":")[0], found.path)
         return getattr(module, found.name)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _imported(name: str, path: Path) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{path} cannot be imported: {text}") from error
+def refuse_clash(key: str, name: str, plugins: str | None) -> None:
+    """Refuse a plug-in that has a name of ours.
+
+    Raises:
+        ConfigError: With its file.
+    """
+    if (found := find(name, plugins)) is not None:
+        raise ConfigError(f"{key}: {name} is ours and stands in {found.path}; rename")
 
 
-def make(key: str, entry: Any, plugins: str | None) -> Any:
+def make(key: str, entry: Any, plugins: str | None, known: Iterable[str] = ()) -> Any:
     """What a name or `{"class", "args"}` stands for: a class is made, a function kept.
 
     Args:
         key: That holds it, for errors.
         entry: Its value.
         plugins: Folder of the plug-ins.
+        known: Names that are ours, for errors.
 
     Raises:
         ConfigError: If there is none, or it refuses the arguments.
     """
-    args = dict(entry.get("args", {})) if isinstance(entry, Mapping) else {}
-    found = load(key, class_name(entry), plugins)
+    args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
+    if not isinstance(args, Mapping):
+        raise ConfigError(f"{key}: args: expected an object, got {shown(args)}")
+    found = load(key, class_name(entry), plugins, known)
     if inspect.isclass(found):
         return construct(key, found, args)
     if args:
@@ -276,7 +306,7 @@ def construct(
         return kind(**given)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         of = ", ".join(f"{name} {shown(value)}" for name, value in given.items())
         text = f"{kind.__name__} cannot be made of {of or 'nothing'}"
         reason = f"{type(error).__name__}: {error}"
@@ -304,7 +334,14 @@ def source_files(names: Iterable[str], plugins: str | None) -> list[Path]:
         names: Plug-ins and import paths.
         plugins: The folder, if there is one.
     """
-    waiting = [one.path for name in names if (one := find(name, plugins))]
+    return with_siblings(
+        one.path for name in names if (one := find(name, plugins)) is not None
+    )
+
+
+def with_siblings(paths: Iterable[Path]) -> list[Path]:
+    """Files, and those of their packages that they import, sorted."""
+    waiting = list(paths)
     found: dict[Path, None] = {}
     while waiting:
         path = waiting.pop()
@@ -315,12 +352,30 @@ def source_files(names: Iterable[str], plugins: str | None) -> list[Path]:
 
 
 def _imported_siblings(path: Path) -> Iterator[Path]:
-    """Files that a file imports by `from .name import ...`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        folder = path.parents[node.level - 1]
-        module = folder.joinpath(*(node.module or "").split("."))
-        places = [module.with_suffix(".py"), module / "__init__.py"]
-        places += [module / f"{alias.name}.py" for alias in node.names]
-        yield from (place for place in places if place.is_file())
+    """Files of its own package that a file imports, relatively or by full name."""
+    try:
+        tree = _parsed(path)
+    except UNREADABLE:  # told when it is imported
+        return
+    for node in ast.walk(tree):
+        modules: list[Path] = []
+        if isinstance(node, ast.ImportFrom):
+            name = node.module or ""
+            folder = path.parents[node.level - 1] if node.level else _top(path, name)
+            if folder is not None:
+                module = folder.joinpath(*name.split("."))
+                modules = [module, *(module / alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                folder = _top(path, alias.name)
+                if folder is not None:
+                    modules.append(folder.joinpath(*alias.name.split(".")))
+        for one in modules:
+            places = (one.with_name(f"{one.name}.py"), one / "__init__.py")
+            yield from (place for place in places if place.is_file())
+
+
+def _top(path: Path, module: str) -> Path | None:
+    """The folder that holds a file's package, if a module is of that package."""
+    package = module.partition(".")[0]
+    return next((one.parent for one in path.parents if one.name == package), None)

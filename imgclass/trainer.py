@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +15,7 @@ from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import class_loss, l1_of_outputs
 from gridrun.training.normalise import Normaliser
-from gridrun.training.trainer import Terms, Trainer
+from gridrun.training.trainer import Terms, Trainer, refuse_shape
 from imgclass import analysis, datas
 from imgclass.augment import AUGMENTATIONS, augment_images
 from imgclass.hyperparams import ImageHyperparams
@@ -29,6 +31,15 @@ class ImageTrainer(Trainer):
     def inspect_data(hyps: Hyperparams) -> DataInfo:
         """Facts about the image set that the keys name."""
         return datas.inspect_data(cast(ImageHyperparams, hyps))
+
+    @staticmethod
+    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
+        """Images of noise, and labels."""
+        images = torch.rand(n, *cast(ImageHyperparams, hyps).img_shape)
+        info = dataclasses.replace(info, labels={**info.labels, "augment": []})
+        stats = Normaliser("none").stats()
+        data = SimpleNamespace(info=info, norm_stats=stats)
+        return data, Batch(images, torch.arange(n) % info.n_units)
 
     @staticmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:
@@ -60,6 +71,12 @@ class ImageTrainer(Trainer):
         return {"loss": loss + penalty, "l1_term": penalty}
 
     loops: ClassVar = {"train_loop": train_objective}
+
+    def try_batch(self, run: LiveRun, batch: Batch) -> None:
+        """Adds the number of outputs."""
+        super().try_batch(run, batch)
+        with torch.no_grad():
+            refuse_shape(run, run.model(self.inputs(run, batch)), self.data.info)
 
     def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
         """Loss times samples, and correct answers."""

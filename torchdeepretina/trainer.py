@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,7 +21,7 @@ from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
 from gridrun.training.models import build_model
 from gridrun.training.seeding import generator
-from gridrun.training.trainer import Terms, Trainer
+from gridrun.training.trainer import Terms, Trainer, refuse_shape
 from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.blocks import RetinaModel
 from torchdeepretina.hyperparams import RetinaHyperparams
@@ -76,6 +77,12 @@ class RetinaTrainer(Trainer):
             text = f"{hyps.model_type} must derive from torchdeepretina.blocks."
             raise ConfigError(f"model_type: {text}RetinaModel")
         super().try_out(library, hyps, info)
+
+    @staticmethod
+    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
+        """Windows of noise, and rates."""
+        windows = torch.randn(n, *cast(RetinaHyperparams, hyps).img_shape)
+        return SimpleNamespace(info=info), Batch(windows, torch.rand(n, info.n_units))
 
     @staticmethod
     def open_data(hyps: Hyperparams, device: torch.device) -> Data:
@@ -237,6 +244,12 @@ class RetinaTrainer(Trainer):
         own: Any = model
         found: Tensor = own.link(own(inputs))
         return found
+
+    def try_batch(self, run: LiveRun, batch: Batch) -> None:
+        """Adds the number of outputs."""
+        super().try_batch(run, batch)
+        with torch.no_grad():
+            refuse_shape(run, run.model(self.inputs(run, batch)), self.data.info)
 
     def evaluate(self, run: LiveRun, batch: Batch) -> Terms:
         """Criterion times samples, and rates (B, U) beside targets."""

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from gridrun.cli.data import add_data
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     is_run = arguments[:1] == ["run"]
+    here = str(Path.cwd())
+    if here not in sys.path:  # import paths of a user's own modules
+        sys.path.append(here)
     with exits_on_signals() if is_run else contextlib.nullcontext():
         return _run_command(arguments)
 

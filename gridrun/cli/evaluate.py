@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ def add_evaluate(commands: Any) -> None:
     )
     command.add_argument("--split", default="test", help="train, val or test")
     command.add_argument(
-        "--checkpoint", default="best", metavar="EPOCH", help="best, last or a number"
+        "--checkpoint",
+        default="best",
+        metavar="EPOCH",
+        help="best, last or a number; with --evaluator also pruned",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:i")
     command.add_argument(
@@ -47,11 +51,13 @@ def add_evaluate(commands: Any) -> None:
 def evaluate(given: argparse.Namespace) -> int:
     """`gridrun evaluate`."""
     from gridrun.analysis import tables
-    from gridrun.analysis.run import Run
+    from gridrun.analysis.run import EvaluatorError, Run, existing_folder
 
     folder, arguments, plugins = given.run, given.arguments, given.plugins
     if folder is not None and "=" in folder.name and not folder.exists():
         folder, arguments = None, [str(folder), *arguments]
+    if plugins is not None:
+        plugins = existing_folder(plugins)
     if folder is None:
         here = Path("hyperparams.json")
         folder = newest_run(here)
@@ -60,11 +66,17 @@ def evaluate(given: argparse.Namespace) -> int:
         raise StoreError(f"{folder}: no run here (it has no run.json)")
     run = Run(folder, plugins, given.imports)
     text = given.checkpoint
-    epoch: Any = int(text) if text.isdecimal() else text
+    is_number = text.isdecimal() and len(text) < 20
+    epoch: Any = int(text) if is_number else text
     if given.evaluator is not None:
-        found = run.evaluate_by(
-            given.evaluator, given.split, epoch, is_saved=True, **_values(arguments)
-        )
+        args = _values(arguments)
+        try:
+            found = run.evaluate_with(
+                given.evaluator, args, given.split, epoch, True, given.device
+            )
+        except EvaluatorError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     elif arguments:
         raise ConfigError(f"command line: {arguments[0]}: needs --evaluator")
     else:
@@ -83,10 +95,14 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
         name, sign, text = argument.partition("=")
         if not sign or not name.isidentifier():
             raise ConfigError(f"command line: {argument!r}: expected key=value")
+        if name in found:
+            raise ConfigError(f"command line: {name}: stands twice; keep one")
         try:
-            found[name], _ = parse_json(text, name)
+            found[name], wrong = parse_json(text, name)
         except ConfigError:
-            found[name] = text
+            found[name], wrong = text, []
+        if wrong:
+            raise ConfigError([f"command line: {name}: {why}" for _, why in wrong])
     return found
 
 

@@ -94,8 +94,12 @@ def complete(
 def lift_classes(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Read `{"class", "args"}` as the name of a class and the key of its arguments.
 
+    Where the key of its arguments stands beside it, as a range or an override of one
+    of them needs it, both are joined; of an argument in both, that of the key counts.
+    What was read once is left as it is.
+
     Args:
-        values: Key to value; changed.
+        values: Key to value; changed, but not what it holds.
 
     Returns:
         (key, message) of what is wrong.
@@ -105,17 +109,33 @@ def lift_classes(values: dict[str, Any]) -> list[tuple[str, str]]:
         given = values.get(name)
         if not isinstance(given, dict):
             continue
-        kind, args = given.get("class"), given.get("args", {})
-        if not isinstance(kind, str) or set(given) - {"class", "args"}:
+        kind, args = given.get("class"), given.get("args") or {}
+        is_sound = isinstance(kind, str) and isinstance(args, dict)
+        if not is_sound or set(given) - {"class", "args"}:
             text = f'expected a name or {{"class", "args"}}, got {shown(given)}'
             problems.append((name, text))
             continue
         values[name] = kind
-        if args and values.get(own):
-            problems.append((own, f"{name} has arguments of its own; keep one"))
-        elif args:
-            values[own] = args
+        beside = values.get(own) or {}
+        if not isinstance(beside, dict):
+            continue  # told as a value that is no object
+        for inner in args.keys() & beside.keys():
+            if _lacks_entries(beside[inner], args[inner]):
+                text = f"{inner} has more entries in {name}; give all in one of them"
+                problems.append((own, text))
+        if args:
+            values[own] = {**args, **beside}
     return problems
+
+
+def _lacks_entries(value: Any, other: Any) -> bool:
+    """Whether both are objects and the first lacks an entry that the other has."""
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return False
+    return any(
+        name not in value or _lacks_entries(value[name], inner)
+        for name, inner in other.items()
+    )
 
 
 def _lift_optimizer_args(values: dict[str, Any]) -> list[tuple[str, str]]:

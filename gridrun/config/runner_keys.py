@@ -14,6 +14,7 @@ class RunnerKeys(StrictModel):
         None,
         "the library whose keys apply; null: the one that has model_type",
         group="runner",
+        sweepable=False,
     )
     model_args: dict[str, Any] = key(
         {},

@@ -15,12 +15,16 @@ from gridrun.diagnostics.figures import (
     as_array,
     lighten,
     new_figure,
+    whole_ticks,
     without_ticks,
+    wrapped,
 )
 from gridrun.diagnostics.layers import layer_named, named_maps
 from gridrun.nn import LinearStackedConv2d
 
 MAX_COLUMNS = 8
+MIN_WIDTH = 3.4  # of a figure in inches: room for its title
+LINE = 0.15  # inches that a further line of a title takes
 
 
 def first_filters(
@@ -143,7 +147,9 @@ def _frames_picture(
     temporal: Floats, spatial: Floats, separability: Floats, title: str
 ) -> Figure:
     n_columns, n_rows = _grid(len(spatial))
-    size = (1.45 * n_columns + 0.8, 2.7 * n_rows + 0.6)
+    width = max(1.45 * n_columns + 0.8, MIN_WIDTH)
+    title = wrapped(f"{title} (share of power shown)", width, 9)
+    size = (width, 2.7 * n_rows + 0.6 + LINE * title.count("\n"))
     ratios = [1.2, 1] * n_rows
     figure, axes = new_figure(2 * n_rows, n_columns, size, height_ratios=ratios)
     frames = np.arange(temporal.shape[1]) - temporal.shape[1] + 1
@@ -159,10 +165,11 @@ def _frames_picture(
         below.plot(frames, temporal[i], "k", lw=1)
         below.set_ylim(-top, top)
         below.tick_params(labelsize=6)
+        whole_ticks(below.xaxis)
         if i % n_columns:
             below.set_yticklabels([])
         lighten(below)
-    figure.suptitle(f"{title} (share of power shown)", size=9)
+    figure.suptitle(title, size=9)
     figure.supxlabel("frame (0: the newest)", size=9)
     figure.supylabel("temporal weight (spatial profile above)", size=9)
     return figure
@@ -182,7 +189,10 @@ def _pairs(axes: Any) -> list[tuple[Axes, Axes]]:
 
 def _colour_picture(kernels: Floats, title: str) -> Figure:
     n_columns, n_rows = _grid(len(kernels))
-    size = (1.1 * n_columns + 0.2, 1.12 * n_rows + 0.4)
+    width = max(1.1 * n_columns + 0.2, MIN_WIDTH)
+    scale = "blue −, red +" if kernels.shape[1] == 1 else "grey: 0"
+    title = wrapped(f"{title}, each on its own scale ({scale})", width, 8)
+    size = (width, 1.12 * n_rows + 0.4 + LINE * title.count("\n"))
     figure, axes = new_figure(n_rows, n_columns, size)
     for i, axis in enumerate(axes.flat):
         if i >= len(kernels):
@@ -193,13 +203,14 @@ def _colour_picture(kernels: Floats, title: str) -> Figure:
             top = np.abs(kernels[i]).max() or 1.0
             axis.imshow((0.5 + 0.5 * kernels[i] / top).transpose(1, 2, 0))
             without_ticks(axis)
-    scale = "blue −, red +" if kernels.shape[1] == 1 else "grey: 0"
-    figure.suptitle(f"{title}, each on its own scale ({scale})", size=8)
+    figure.suptitle(title, size=8)
     return figure
 
 
 def _matrix_picture(rows: Floats, title: str) -> Figure:
-    figure, axes = new_figure(1, 1, (6, 0.18 * len(rows) + 1.4))
+    title = wrapped(title, 4.5, 9)
+    height = 0.18 * len(rows) + 1.4 + LINE * title.count("\n")
+    figure, axes = new_figure(1, 1, (6, height))
     axis = axes[0, 0]
     top = np.abs(rows).max() or 1.0
     image = axis.imshow(
@@ -207,8 +218,7 @@ def _matrix_picture(rows: Floats, title: str) -> Figure:
     )
     axis.set_xlabel("input")
     axis.set_ylabel("unit")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(axis.xaxis, axis.yaxis)
     axis.set_title(title, size=9)
     figure.colorbar(image, ax=axis, label="weight")
     return figure

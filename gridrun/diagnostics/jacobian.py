@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
 from gridrun.diagnostics.eigen import largest_eigenvalues
-from gridrun.diagnostics.figures import Floats, as_array, lighten, new_figure
+from gridrun.diagnostics.figures import (
+    Floats,
+    as_array,
+    lighten,
+    new_figure,
+    whole_ticks,
+)
 
 MAX_STEPS = 300  # of the approximation
 TOLERANCE = 1e-4  # of squared singular values
@@ -113,7 +119,7 @@ def _picture(values: Floats) -> Figure:
         axis.set_ylim(0, None)
     axis.set_xlabel("rank")
     axis.set_ylabel("singular value (target / input units)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(axis.xaxis)
     axis.legend(frameon=False, fontsize=8)
     lighten(axis)
     return figure

@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
-from gridrun.diagnostics.figures import Floats, as_array, lighten, new_figure
+from gridrun.diagnostics.figures import (
+    Floats,
+    as_array,
+    dot_size,
+    lighten,
+    new_figure,
+    whole_numbers,
+    whole_ticks,
+)
 from gridrun.diagnostics.layers import layer_named, named_maps, watch
 from gridrun.nn import GrabUnits
 
@@ -131,7 +139,7 @@ def _picture(
     spectrum.set_ylabel("variance explained (%)")
     spectrum.set_ylim(0, 104)
     spectrum.legend(frameon=False, fontsize=8)
-    spectrum.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(spectrum.xaxis)
     lighten(plane)
     lighten(spectrum)
     return figure
@@ -139,7 +147,8 @@ def _picture(
 
 def _scatter(axis: Axes, points: Floats, targets: Tensor) -> None:
     """Points (B, 2) coloured by class, or by the mean of continuous targets."""
-    style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.85}
+    area = dot_size(len(points), 3.75) ** 2
+    style: dict[str, Any] = {"s": area, "linewidths": 0, "alpha": 0.85}
     values = as_array(targets).reshape(len(points), -1).mean(1)
     is_class = targets.ndim == 1 and not targets.is_floating_point()
     classes = np.unique(values) if is_class else np.empty(0)
@@ -157,4 +166,5 @@ def _scatter(axis: Axes, points: Floats, targets: Tensor) -> None:
     drawn = axis.scatter(points[:, 0], points[:, 1], c=values, cmap="viridis", **style)
     label = "class" if is_class else "target"
     label += "" if targets.ndim == 1 else ", mean over units"
-    axis.figure.colorbar(drawn, ax=axis, label=label)
+    ticks = whole_numbers() if is_class else None
+    axis.figure.colorbar(drawn, ax=axis, label=label, ticks=ticks)

@@ -14,10 +14,17 @@ from gridrun.diagnostics.context import NotApplicable
 from gridrun.nn import LinearStackedConv2d, OneHot
 
 See = Callable[[str, nn.Module, Tensor, Tensor], None]
+ROOT = "model"  # name of a model that is one layer
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules below a model by name; a stack of convolutions is one of them."""
+    """All modules below a model by name; a stack of convolutions is one of them.
+
+    A model that is itself a linear map has one layer, `model`.
+    """
+    is_single = isinstance(model, LinearStackedConv2d) or not any(model.children())
+    if is_single and _is_map(model):
+        return {ROOT: model}
     found = {}
     stacks: list[str] = []
     for name, module in model.named_modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Sa
 from gridrun.diagnostics.figures import (
     Floats,
     as_array,
+    dot_size,
+    finite_range,
     lighten,
     new_figure,
+    whole_ticks,
     without_ticks,
 )
 
@@ -96,6 +100,8 @@ def _confusion_picture(confusion: NDArray[np.int64]) -> Figure:
             axis.text(column, row, text, ha="center", va="center", size=7, color=colour)
         axis.set_xticks(range(n))
         axis.set_yticks(range(n))
+    else:
+        whole_ticks(axis.xaxis, axis.yaxis)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     axis.set_title(f"{confusion.sum()} samples", size=9)
@@ -120,21 +126,28 @@ def _of_pictures(
     }
 
 
-def picture_grid(rows: dict[str, Floats]) -> Figure:
-    """Pictures (n, C, H, W) on one scale, that of the targets."""
-    low, high = float(rows["target"].min()), float(rows["target"].max())
+def picture_grid(rows: dict[str, Floats], titles: Sequence[str] = ()) -> Figure:
+    """Pictures (n, C, H, W) on one scale, that of the targets.
+
+    Args:
+        rows: By name; one is `target`.
+        titles: (n,), of the columns, if they have any.
+    """
+    low, high = finite_range(rows["target"])
     n, n_chans = rows["target"].shape[:2]
     figure, axes = new_figure(3, n, (1.3 * n + 1.2, 4.2))
     image: Any = None
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             if n_chans == 3:
-                unit = (picture - low) / (high - low if high > low else 1.0)
+                unit = np.nan_to_num((picture - low) / (high - low))
                 axis.imshow(unit.clip(0, 1).transpose(1, 2, 0))
             else:
                 image = axis.imshow(picture[0], cmap="gray", vmin=low, vmax=high)
             without_ticks(axis)
         line[0].set_ylabel(name)
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, size=8)
     if n_chans == 3:
         figure.suptitle(f"black {low:.3g}, full colour {high:.3g}", size=9)
     else:
@@ -169,7 +182,7 @@ def _scatter_picture(predicted: Floats, targets: Floats, n_shown: int) -> Figure
             axis.set_axis_off()
             continue
         x, y = targets[:, unit], predicted[:, unit]
-        axis.plot(x, y, ".", ms=4, alpha=0.6, mew=0)
+        axis.plot(x, y, "o", ms=dot_size(len(x), 2), alpha=0.6, mew=0)
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         axis.plot(ends, ends, color="0.5", lw=0.8, label="equal")
         axis.set_title(f"unit {unit}, mse {np.square(x - y).mean():.3g}", size=8)

@@ -20,6 +20,8 @@ from gridrun.general.hyperparams import GeneralHyperparams
 
 Metric = Callable[[Tensor, Tensor], Any]
 HASHED_AT_ONCE = 2**24
+RESERVED = ("train", "val", "test", "DEFAULT")
+OURS = ("loss", "epoch", "lr", "time_s")  # columns that no metric may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _read_set(
         extra = getattr(made, "subsets", {})
         extra = extra() if callable(extra) else extra
         metrics = dict(getattr(made, "metrics", {}))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {error}"
         raise DataError(f"{key}: {name}: {text}") from error
     is_pairs = bool(getattr(made, "PAIRS", False))
@@ -86,8 +88,17 @@ def _read_set(
     if not isinstance(given, Mapping) or set(given) != {"train", "test"}:
         problems.append('splits() must give {"train": ..., "test": ...}')
         given = {}
+    if not isinstance(extra, Mapping):
+        kind_of = type(extra).__name__
+        problems.append(f"subsets must give names and parts, not a {kind_of}")
+        extra = {}
+    taken = [name for name in extra if name in RESERVED or not isinstance(name, str)]
+    problems += [f"subset {name!r}: the name is taken" for name in taken]
+    problems += [
+        f"metric {name!r}: the name is taken" for name in metrics if name in OURS
+    ]
     parts = {s: _part(s, v, is_pairs, problems) for s, v in given.items()}
-    subsets = {s: _part(s, v, is_pairs, problems) for s, v in dict(extra).items()}
+    subsets = {s: _part(s, v, is_pairs, problems) for s, v in extra.items()}
     if not problems:
         problems += _mismatches({**parts, **subsets})
         problems += [
@@ -121,6 +132,10 @@ def _part(
         missing = names[1] if targets is None else names[0]
         problems.append(f"{missing} are None (only inputs may be, with PAIRS = True)")
         return nothing
+    if not is_pairs and not targets.is_floating_point():
+        targets = targets.long()  # classes, of whatever kind of whole number
+        if targets.numel() and int(targets.min()) < 0:
+            problems.append(f"{names[1]} are classes, but some are negative")
     if inputs is not None:
         if len(inputs) != len(targets):
             text = f"{split} has {len(inputs)} inputs and {len(targets)} targets"
@@ -145,7 +160,10 @@ def _tensor(name: str, values: Any, problems: list[str]) -> Tensor:
         return torch.zeros(0)
     if found.is_floating_point() and not bool(torch.isfinite(found).all()):
         problems.append(f"{name} hold values that are not finite")
-    return found.detach()
+    if found.ndim == 0:
+        problems.append(f"{name} are a single number")
+        return torch.zeros(0)
+    return found.detach().cpu()
 
 
 def _mismatches(parts: Mapping[str, tuple[Tensor | None, Tensor]]) -> list[str]:

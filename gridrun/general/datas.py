@@ -110,11 +110,12 @@ def inspect_data(hyps: GeneralHyperparams) -> DataInfo:
 
 
 def _n_units(data: DataSet) -> int:
-    """Classes of whole numbers, else the second axis of the targets."""
+    """Classes of whole numbers in any split, else the second axis of the targets."""
     targets = data.splits["train"][1]
     if targets.ndim == 1:
-        is_class = not targets.is_floating_point()
-        return int(targets.max()) + 1 if is_class else 1
+        if targets.is_floating_point():
+            return 1
+        return 1 + max(int(part[1].max()) for part in data.splits.values())
     return int(targets.shape[1])
 
 
@@ -148,14 +149,11 @@ def _metric_problems(hyps: GeneralHyperparams, data: DataSet) -> list[str]:
 
 def metrics_of(hyps: GeneralHyperparams, data: DataSet) -> dict[str, Metric]:
     """Functions of predictions and targets that loss, objective and data set define."""
-    sources = [make_loss(hyps.lossfxn, hyps.plugins)]
+    found = dict(getattr(make_loss(hyps.lossfxn, hyps.plugins), "metrics", {}))
     if hyps.train_loop not in hyps.loops:
         made = plugin_files.make("train_loop", hyps.train_loop, hyps.plugins)
-        sources.append(made)
-    found: dict[str, Metric] = {}
-    for source in (*sources, data):
-        found |= getattr(source, "metrics", {})
-    return found
+        found |= getattr(made, "metrics", {})
+    return found | dict(data.metrics)
 
 
 def split_indices(hyps: GeneralHyperparams, n_samples: int) -> tuple[Tensor, Tensor]:
@@ -234,7 +232,9 @@ def fitted_normaliser(hyps: GeneralHyperparams, train: Arrays) -> Any:
     if values.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
         raise ConfigError("normalizer: inputs are whole numbers; use none")
     if hyps.normalizer not in NORMALIZERS:
-        made = plugin_files.make("normalizer", hyps.normalizer, hyps.plugins)
+        made = plugin_files.make(
+            "normalizer", hyps.normalizer, hyps.plugins, NORMALIZERS
+        )
         made.fit(as_float32(values))
         return made
     kind = str(hyps.normalizer)

@@ -19,16 +19,13 @@ from gridrun.general import datas
 from gridrun.general.data_sets import DataSet, read_set
 from gridrun.general.hyperparams import GeneralHyperparams
 from gridrun.plugin_files import load
-from gridrun.plugins import Library, libraries
+from gridrun.plugins import libraries
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.extras import Extras
 from gridrun.training.losses import l1_of_outputs, make_loss
-from gridrun.training.models import build_model
-from gridrun.training.seeding import RunRandom, kept_globals
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, as_terms, place_of
-
-N_TRIED = 8
+from gridrun.training.seeding import seeded_globals
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, as_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,32 +66,20 @@ class GeneralTrainer(Trainer):
         text = f"data_root: {hyps.dataset} does not take it"
         return [*info.notices, f"{text}; give what it takes as dataset_args"]
 
-    @classmethod
-    def try_out(cls, library: Library, hyps: Hyperparams, info: DataInfo) -> None:
-        """Train and evaluate on a few samples, without an update."""
-        assert isinstance(hyps, GeneralHyperparams)
+    @staticmethod
+    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Data, Batch]:
+        """The first training samples."""
         own = {"train_set_size": None, "val_set_size": None, "bootstrap_index": None}
-        few = hyps.model_copy(update=own)
-        data = datas.open_data(few, torch.device("cpu"), most=N_TRIED)
-        with kept_globals():
-            model = build_model(library, hyps, info)
-            extras = Extras.of(hyps, {})
-            random = RunRandom(0, torch.device("cpu"))
-            given = {"model": model, "hyps": hyps, "extras": extras, "number": 0}
-            run = cast(LiveRun, SimpleNamespace(**given, random=random))
-            trainer = GeneralTrainer(library, [run], data)
-            batch = data.train.batch(torch.arange(min(len(data.train), N_TRIED)))
-            shape = list(batch.inputs.shape)
-            try:
-                batch = trainer.augmented(run, batch)
-                trainer.objective(run, batch)
-                model.eval()
-                with torch.no_grad():
-                    found = trainer.evaluate(run, batch)
-                    trainer.measure(run, data.train.take(torch.arange(1)), [found])
-            except Exception as error:
-                text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
-                raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+        few = cast(GeneralHyperparams, hyps.model_copy(update=own))
+        data = datas.open_data(few, torch.device("cpu"), most=n)
+        return data, data.train.batch(torch.arange(len(data.train)))
+
+    def try_batch(self, run: LiveRun, batch: Batch) -> None:
+        """Adds the metrics."""
+        super().try_batch(run, batch)
+        with torch.no_grad():
+            found = self.evaluate(run, batch)
+            self.measure(run, self.data.train, [found])
 
     @functools.cached_property
     def dataset(self) -> DataSet:
@@ -151,14 +136,21 @@ class GeneralTrainer(Trainer):
         return found
 
     def criterion(self, run: LiveRun) -> Any:
-        """The loss that the key names, made once."""
+        """The loss that the key names, made once, from the run's seed alone."""
+        return self._parts(run)[0]
+
+    def _parts(self, run: LiveRun) -> tuple[Any, dict[str, Any]]:
+        """The run's loss and its metrics."""
         hyps = self._hyps(run)
-        if run.number not in self._losses:
-            self._losses[run.number] = make_loss(hyps.lossfxn, hyps.plugins)
-        return self._losses[run.number]
+        if run.number not in self._made:
+            with seeded_globals(hyps.seed or 0, "loss"):
+                loss = make_loss(hyps.lossfxn, hyps.plugins)
+                functions = datas.metrics_of(hyps, self.dataset)
+            self._made[run.number] = (loss, functions)
+        return self._made[run.number]
 
     @functools.cached_property
-    def _losses(self) -> dict[int, Any]:
+    def _made(self) -> dict[int, tuple[Any, dict[str, Any]]]:
         return {}
 
     def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
@@ -210,7 +202,7 @@ class GeneralTrainer(Trainer):
     ) -> dict[str, float]:
         """Loss and what the data set and the loss measure on the whole split."""
         scores = {"loss": sum(float(part["loss"]) for part in found) / len(split)}
-        functions = datas.metrics_of(self._hyps(run), self.dataset)
+        _, functions = self._parts(run)
         if functions:
             predictions = torch.cat([part["predictions"] for part in found])
             targets = torch.cat([part["targets"] for part in found])

@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 STATUS = {RunState.DONE: "FINISHED", RunState.INTERRUPTED: "KILLED"}  # others: FAILED
 MAX_METRICS, MAX_PARAMS = 1000, 100  # of one request
 MAX_TEXT = 5000  # characters of a parameter or tag
+SETTINGS = {
+    # no lines of its own, no reports to its makers
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # training waits while a server is silent: 3 times 3 s, and 2 s between
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
 
 
 class MLflow(Callback):
@@ -46,6 +58,9 @@ class MLflow(Callback):
     A resumed run goes on where it was; if the store has epochs that the run has no
     longer, it is deleted there and told anew. MLflow cannot change parameters: they
     stay as first recorded, the artifact hyperparams.json is of the last attempt.
+
+    A server that does not answer is given up after about 10 s, so that training goes
+    on; MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES, if set, count.
 
     Args:
         tracking_uri: Address of a server or a database; default: MLFLOW_TRACKING_URI,
@@ -79,7 +94,7 @@ class MLflow(Callback):
 
     def on_run_start(self, run: LiveRun, rows: Sequence[Mapping[str, Any]]) -> None:
         """Find or make the run, and log the epochs that are not there yet."""
-        _keep_quiet()
+        _prepare()
         from mlflow.tracking import MlflowClient
 
         sweep = run.folder.path.parent
@@ -204,11 +219,10 @@ def _parts(items: Sequence[Any], n: int) -> list[Sequence[Any]]:
     return [items[first : first + n] for first in range(0, len(items), n)]
 
 
-def _keep_quiet() -> None:
-    """Before MLflow is loaded: no lines of its own, no reports to its makers."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+def _prepare() -> None:
+    """Before MLflow is loaded: the settings that the environment does not have."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def _local_store(sweep: Path) -> str:
@@ -220,7 +234,7 @@ def _local_store(sweep: Path) -> str:
     """
     path = sweep / "mlflow" / "mlflow.db"
     if not path.exists():
-        _keep_quiet()
+        _prepare()
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gridrun import plugin_files
 from gridrun.config import Hyperparams
+from gridrun.errors import ConfigError
 from gridrun.tracking.callback import Callback
 from gridrun.tracking.trackers import TRACKERS, make_tracker
 
@@ -64,7 +65,10 @@ def tracker(hyps: Hyperparams, name: str) -> Callback:
     """
     args = hyps.tracker_args.get(name, {})
     if name in TRACKERS:
+        plugin_files.refuse_clash("trackers", name, hyps.plugins)
         return make_tracker(name, args)
     entry = {"class": name, "args": args}
-    made: Callback = plugin_files.make("trackers", entry, hyps.plugins)
+    made = plugin_files.make("trackers", entry, hyps.plugins, TRACKERS)
+    if not isinstance(made, Callback):
+        raise ConfigError(f"trackers: {name} does not derive from Callback")
     return made

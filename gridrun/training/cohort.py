@@ -312,8 +312,9 @@ class LiveRun:
 
     def checkpoint(self, norm_stats: Any, labels: Any) -> dict[str, Any]:
         """Everything that resuming needs."""
-        scheduler = self.scheduler
+        scheduler, extras = self.scheduler, self.extras.state()
         return {
+            **({"plugins": extras} if extras else {}),
             "schema_version": checkpoints.CHECKPOINT_VERSION,
             "epoch": self.epoch,
             "model_state_dict": self.model.state_dict(),
@@ -338,6 +339,7 @@ class LiveRun:
                 {k: checkpoints.like(v, template.get(k)) for k, v in saved.items()}
             )
         self.random.load_state(state["rng"])
+        self.extras.load_state(state.get("plugins", {}))
         self.progress = Progress(**state["progress"])
         self.epoch = state["epoch"]
         self.metrics = state["metrics"]

@@ -16,6 +16,7 @@ from gridrun.training.data import in_order
 from gridrun.training.extras import Extras
 from gridrun.training.job import opened_data, pick_device
 from gridrun.training.models import rebuild_model
+from gridrun.training.seeding import kept_globals
 from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer
 
 SPLITS = ("train", "val", "test")
@@ -58,13 +59,14 @@ def evaluate_checkpoint(
         run.extras = Extras.of(hyps, trainer_class.augmenters)
         trainer = trainer_class(library, [run], data)
         samples = getattr(data, split)
-        with torch.no_grad(), run.autocast():
-            found = [
-                trainer.evaluate(run, batch.to(run.dtype))
-                for batch in in_order(samples, EVAL_BATCH_SIZE)
-            ]
-        with torch.no_grad():
-            scores = trainer.measure(run, samples, found)
+        with kept_globals(), run.random.evaluating(), run.random.active():
+            with torch.no_grad(), run.autocast():
+                found = [
+                    trainer.evaluate(run, batch.to(run.dtype))
+                    for batch in in_order(samples, EVAL_BATCH_SIZE)
+                ]
+            with torch.no_grad():
+                scores = trainer.measure(run, samples, found)
     finally:
         torch.set_num_threads(n_threads)
     return {f"{split}_{name}": value for name, value in scores.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gridrun.claims import ClaimLost
 from gridrun.durable import write_durably
-from gridrun.errors import DataError
+from gridrun.errors import DataError, StorageError
 from gridrun.hdf5 import open_file
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch
@@ -20,6 +22,7 @@ from gridrun.training.data import Batch
 if TYPE_CHECKING:
     from gridrun.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 PER_EVALUATION = ("prediction", "epoch", "step")
 
 
@@ -36,6 +39,7 @@ class Examples:
         self.run = run
         self.indices = run.hyps.val_example_indices
         self.path = run.folder.path / "examples.h5"
+        self.error: str | None = None
         self.rows: list[dict[str, Any]] = self._earlier() if self.indices else []
 
     def _earlier(self) -> list[dict[str, Any]]:
@@ -44,7 +48,7 @@ class Examples:
             return []
         try:
             with open_file(self.path) as file:
-                if list(file["input"].attrs["indices"]) != self.indices:
+                if list(file["indices"][:]) != self.indices:
                     return []
                 kept = {name: file[name][:] for name in PER_EVALUATION}
         except (DataError, OSError, KeyError):  # damaged
@@ -62,8 +66,20 @@ class Examples:
             epoch: That is under way or ends.
             step: After which of its steps.
         """
-        if not self.indices:
+        if not self.indices or self.error is not None:
             return
+        try:
+            self._add(epoch, step)
+        except (ClaimLost, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - told, and harmless
+            self.error = f"{type(error).__name__}: {error}"
+            text = f"examples fail and are left out: {self.error}"
+            logger.warning("run %d: %s", self.run.number, text)
+            self.run.log(text)
+            self.run.note(examples_error=self.error)
+
+    def _add(self, epoch: int, step: int) -> None:
         run = self.run
         with torch.no_grad(), run.autocast():
             inputs, predictions, targets = self.trainer.shown(run, self._batch())
@@ -78,13 +94,16 @@ class Examples:
         with h5py.File(content, "w") as file:
             for name, values in whole.items():
                 file[name] = values
-            file["input"].attrs["indices"] = self.indices
-            file["input"].attrs["subset"] = run.hyps.val_example_subset
+            file["indices"] = np.array(self.indices, np.int64)
+            file.attrs["subset"] = run.hyps.val_example_subset
         write_durably(self.path, content.getvalue())
         if run.hyps.show_plots:
             from gridrun.training.example_plot import examples_figure
 
-            picture = examples_figure(*map(_array, (inputs, predictions, targets)))
+            shown = [_array(one) for one in (inputs, predictions, targets)]
+            picture = examples_figure(
+                shown[0], shown[1], shown[2], indices=self.indices
+            )
             content = io.BytesIO()
             picture.savefig(content, format="png", dpi=120)
             write_durably(run.folder.path / "examples.png", content.getvalue())

@@ -136,25 +136,44 @@ class Extras:
         augmenters: list[Augmenter] = []
         for entry in hyps.augmenters:
             if class_name(entry) in known:
+                plugin_files.refuse_clash("augmenters", class_name(entry), hyps.plugins)
                 change = known[class_name(entry)]
                 augmenters.append(functools.partial(_of_inputs, change))
             else:
-                made = plugin_files.make("augmenters", entry, hyps.plugins)
+                made = plugin_files.make("augmenters", entry, hyps.plugins, known)
                 augmenters.append(made)
         objective = None
         if hyps.train_loop not in hyps.loops:
             objective = plugin_files.make("train_loop", hyps.train_loop, hyps.plugins)
         return cls(augmenters, _distorter(hyps), objective)
 
+    def state(self) -> dict[str, Any]:
+        """What those that have a `state_dict` keep, by place, for checkpoints."""
+        return {name: part.state_dict() for name, part in self._with_state().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        for name, part in self._with_state().items():
+            part.load_state_dict(state[name])
+
+    def _with_state(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"distorter": self.distorter}
+        parts["objective"] = self.objective
+        parts |= {f"augmenters.{i}": one for i, one in enumerate(self.augmenters)}
+        return {
+            name: part for name, part in parts.items() if hasattr(part, "state_dict")
+        }
+
 
 def _distorter(hyps: Hyperparams) -> Distorter | None:
     name, args = hyps.distorter, hyps.distorter_args
     made: Distorter | None = None
     if name in OWN:
+        plugin_files.refuse_clash("distorter", str(name), hyps.plugins)
         made = plugin_files.construct("distorter_args", OWN[name], args)
     elif name is not None:
         entry = {"class": name, "args": args}
-        made = plugin_files.make("distorter", entry, hyps.plugins)
+        made = plugin_files.make("distorter", entry, hyps.plugins, OWN)
     return made
 
 

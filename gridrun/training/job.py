@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,16 @@ def circumstances(
         "conv_method": hyps.conv_method,
         "versions": versions(),
         "model_source_sha256": file_hash(source) if source else None,
-        "plugin_sha256": {path.name: file_hash(str(path)) for path in plugins},
+        "plugin_sha256": _short_names({str(p): file_hash(str(p)) for p in plugins}),
+    }
+
+
+def _short_names(hashes: Mapping[str, str]) -> dict[str, str]:
+    """By path below the folder that holds all."""
+    root = os.path.commonpath(hashes) if len(hashes) > 1 else ""
+    return {
+        os.path.relpath(path, root) if root else Path(path).name: digest
+        for path, digest in hashes.items()
     }
 
 

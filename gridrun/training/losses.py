@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gridrun import plugin_files
 from gridrun.config.keys import class_name
+from gridrun.errors import ConfigError
 
 RATE_FLOOR = 1e-8
 
@@ -73,9 +74,13 @@ def make_loss(entry: Any, plugins: str | None) -> Callable[[Tensor, Tensor], Ten
     name = class_name(entry)
     if not is_of_torch(name):
         made: Callable[[Tensor, Tensor], Tensor] = plugin_files.make(
-            "lossfxn", entry, plugins
+            "lossfxn", entry, plugins, filter(is_of_torch, vars(nn))
         )
+        if isinstance(made, nn.Module) and any(True for _ in made.parameters()):
+            text = f"{name} has parameters, which nothing trains"
+            raise ConfigError(f"lossfxn: {text}; make them part of the model")
         return made
+    plugin_files.refuse_clash("lossfxn", name, plugins)
     args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
     loss: Callable[[Tensor, Tensor], Tensor] = plugin_files.construct(
         "lossfxn", getattr(nn, name), args

@@ -25,8 +25,10 @@ def build_model(library: Library, hyps: Hyperparams, info: DataInfo) -> nn.Modul
     facts = {"n_units": info.n_units, "centers": info.centers}
     shapes = ("input_shape", "target_shape")
     facts |= {name: info.labels[name] for name in shapes if name in info.labels}
+    args = {name: value for name, value in hyps.model_args.items() if name not in facts}
+    facts |= {name: hyps.model_args[name] for name in facts if name in hyps.model_args}
     keys = hyps.for_models() | facts
-    model: nn.Module = construct("model_args", kind, hyps.model_args, keys)
+    model: nn.Module = construct("model_args", kind, args, keys)
     set_method(model, hyps.conv_method)
     return model
 

@@ -69,6 +69,8 @@ class RunRandom:
     def __init__(self, seed: int, device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.init()  # type: ignore[no-untyped-call]  # its generator too
+        self.seed = seed
+        self._is_active = False
         self.generators = {use: generator(seed, use, device) for use in USES}
         self._numpy: Any = np.random.MT19937()
         with seeded_globals(seed, "global"):
@@ -92,9 +94,11 @@ class RunRandom:
         outside, numpy_outside = _GlobalStates.now(), numpy_random.get_bit_generator()
         self._globals.restore()
         numpy_random.set_bit_generator(self._numpy)
+        self._is_active = True
         try:
             yield
         finally:
+            self._is_active = False
             self._globals = _GlobalStates.now()
             numpy_random.set_bit_generator(numpy_outside)
             outside.restore()
@@ -123,6 +127,24 @@ class RunRandom:
         words = {"key": keys.numpy().astype(np.uint32), "pos": position}
         self._numpy.state = {"bit_generator": "MT19937", "state": words}
         self._globals = _GlobalStates(python, state["torch"], state["cuda"])
+        if self._is_active:
+            self._globals.restore()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Global random numbers of their own, the same at every evaluation.
+
+        A model may draw in evaluation, too; the run's numbers do not move.
+        """
+        own = self._globals, self._numpy
+        with seeded_globals(self.seed, "evaluation"):
+            self._numpy = np.random.MT19937()
+            self._numpy.state = cast(Any, np.random.get_state(legacy=False))
+            self._globals = _GlobalStates.now()
+        try:
+            yield
+        finally:
+            self._globals, self._numpy = own
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -48,10 +49,12 @@ from gridrun.training.examples import Examples
 from gridrun.training.extras import Change, Extras
 from gridrun.training.losses import is_finite
 from gridrun.training.models import build_model, describe_model, n_parameters
-from gridrun.training.seeding import epoch_order, kept_globals
+from gridrun.training.seeding import RunRandom, epoch_order, kept_globals
 
 logger = logging.getLogger(__name__)
 EVAL_BATCH_SIZE = 128
+N_TRIED = 8  # samples
+COLUMNS = ("epoch", "lr", "time_s")  # of metrics.csv beside metrics
 Terms = dict[str, Tensor]
 
 
@@ -133,26 +136,46 @@ class Trainer(abc.ABC):
 
     @classmethod
     def try_out(cls, library: Library, hyps: Hyperparams, info: DataInfo) -> None:
-        """Find out before anything starts whether a plug-in model fits the data.
+        """Find out before anything starts whether what the keys name fits the data.
+
+        What is not the library's own is tried on a few samples, without an update.
 
         Raises:
             ConfigError: With the key first.
         """
-        if hyps.model_type in library.model_names:
+        own = set(hyps.plugin_names()) - set(library.model_names)
+        if not own and not hyps.augmenters and hyps.distorter is None:
             return
-        shape = (2, *cast(Any, hyps).img_shape)
-        with kept_globals(), torch.no_grad():
-            model = build_model(library, hyps, info).eval()
+        with kept_globals():
+            extras = Extras.of(hyps, cls.augmenters)
+            model = build_model(library, hyps, info)
+            given = {"model": model, "hyps": hyps, "extras": extras, "number": 0}
+            random = RunRandom(0, torch.device("cpu"))
+            run = cast(LiveRun, SimpleNamespace(**given, random=random))
+            data, batch = cls.trial(hyps, info, min(hyps.batch_size, N_TRIED))
+            shape = list(batch.inputs.shape)
             try:
-                found = model(torch.randn(shape))
-            except Exception as error:
-                text = f"inputs of {list(shape)} cannot be computed: {place_of(error)}"
+                cls(library, [run], data).try_batch(run, batch)
+            except ConfigError:
+                raise
+            except (Exception, SystemExit) as error:
+                text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
                 raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
-        expected = [2, info.n_units]
-        if not isinstance(found, Tensor) or list(found.shape) != expected:
-            what = list(found.shape) if isinstance(found, Tensor) else type(found)
-            text = f"outputs are {what}, not {expected} for inputs of {list(shape)}"
-            raise ConfigError(f"model_type: {hyps.model_type}: {text}")
+
+    @staticmethod
+    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
+        """What a trainer needs of data, and n samples like those of the data."""
+        raise NotImplementedError
+
+    def try_batch(self, run: LiveRun, batch: Batch) -> None:
+        """Compute what training and evaluation compute for a batch."""
+        terms = as_terms(self.objective(run, self.augmented(run, batch)))
+        if not terms["loss"].requires_grad:
+            raise ConfigError("train_loop: the loss does not depend on the parameters")
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        run.model.eval()
+        with torch.no_grad():
+            self.evaluate(run, batch)
 
     @staticmethod
     @abc.abstractmethod
@@ -323,13 +346,11 @@ class Trainer(abc.ABC):
             if due:
                 for number, scores in self.evaluated(due, self.data.val).items():
                     by_number[number].add_evaluation(step, scores)
-                    with self.guarded(by_number[number]):
-                        self.examples[number].add(epoch, step)
+                    self.keep_examples(by_number[number], epoch, step)
         validation = self.evaluated(runs, self.data.val)
         for run in self._running(runs):
             run.add_evaluation(n_steps, validation[run.number])
-            with self.guarded(run):
-                self.examples[run.number].add(epoch, n_steps)
+            self.keep_examples(run, epoch, n_steps)
         for run in self._running(runs):
             run.time_s += shared_s / len(runs)
             metrics = totals[run.number].means()
@@ -337,6 +358,11 @@ class Trainer(abc.ABC):
             metrics |= {f"val_{name}": value for name, value in found.items()}
             with self.guarded(run):
                 self.end_epoch(run, epoch, metrics)
+
+    def keep_examples(self, run: LiveRun, epoch: int, step: int) -> None:
+        """Add to the run's examples, if it is to keep some."""
+        with run.random.evaluating(), self.guarded(run):
+            self.examples[run.number].add(epoch, step)
 
     def train_step(self, run: LiveRun, batch: Batch) -> Terms:
         """One optimizer update; returns the loss and its terms.
@@ -410,15 +436,20 @@ class Trainer(abc.ABC):
         """Metrics of a whole split, by the number of each run that can be evaluated."""
         found: dict[int, list[Terms]] = {run.number: [] for run in runs}
         metrics = {}
-        for batch in in_order(split, EVAL_BATCH_SIZE):
+        with contextlib.ExitStack() as stack:
             for run in self._running(runs):
-                with self.guarded(run), run.timed(), torch.no_grad(), run.autocast():
-                    if run.model.training:
-                        run.model.eval()
-                    found[run.number].append(self.evaluate(run, batch.to(run.dtype)))
-        for run in self._running(runs):
-            with self.guarded(run), run.timed(), torch.no_grad():
-                metrics[run.number] = self.measure(run, split, found[run.number])
+                stack.enter_context(run.random.evaluating())
+            for batch in in_order(split, EVAL_BATCH_SIZE):
+                for run in self._running(runs):
+                    with self.guarded(run), run.timed(), torch.no_grad():
+                        if run.model.training:
+                            run.model.eval()
+                        with run.autocast():
+                            terms = self.evaluate(run, batch.to(run.dtype))
+                        found[run.number].append(terms)
+            for run in self._running(runs):
+                with self.guarded(run), run.timed(), torch.no_grad():
+                    metrics[run.number] = self.measure(run, split, found[run.number])
         return metrics
 
     def finish(self, runs: Sequence[LiveRun]) -> None:
@@ -482,12 +513,37 @@ class Trainer(abc.ABC):
         )
 
 
+def refuse_shape(run: LiveRun, outputs: Any, info: DataInfo) -> None:
+    """Refuse outputs that are not (B, n_units).
+
+    Raises:
+        ConfigError: With what they are.
+    """
+    shape = list(getattr(outputs, "shape", ()))
+    if len(shape) != 2 or shape[1] != info.n_units:
+        text = f"outputs are {shape or type(outputs).__name__}, not (B, {info.n_units})"
+        raise ConfigError(f"model_type: {run.hyps.model_type}: {text}")
+
+
 def as_terms(found: Any) -> Terms:
-    """What a plug-in objective returns, as `loss` and its terms."""
-    return {"loss": found} if isinstance(found, Tensor) else dict(found)
+    """What a plug-in objective returns, as `loss` and its terms.
+
+    Raises:
+        ConfigError: If it is something else, or a term takes another column's name.
+    """
+    terms = {"loss": found} if isinstance(found, Tensor) else found
+    if not isinstance(terms, Mapping) or "loss" not in terms:
+        what = type(found).__name__
+        raise ConfigError(f"train_loop: expected a loss, or terms with it; got {what}")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.numel() != 1:
+            raise ConfigError(f"train_loop: {name} is no tensor of one number")
+        if name in COLUMNS or str(name).startswith(("val_", "test_")):
+            raise ConfigError(f"train_loop: the name {name!r} is taken; choose another")
+    return {str(name): term.reshape(()) for name, term in terms.items()}
 
 
-def place_of(error: Exception) -> str:
+def place_of(error: BaseException) -> str:
     """An error in a line, with the place where it was raised."""
     text = str(error).strip().splitlines()
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import subprocess
 import sys
@@ -300,6 +301,24 @@ def test_a_unit_that_fires_once_is_not_dead() -> None:
     assert not any(key.startswith(("0/", "input", "output")) for key in found)
 
 
+def test_units_of_linear_layers_are_last() -> None:
+    """Of (B, 1, L) too, and behind what leaves the units where they are."""
+    first, last = nn.Linear(5, 6), nn.Linear(6, 3)
+    layers = [first, nn.ReLU(inplace=True), nn.LayerNorm(6), last, nn.Tanh()]
+    model = seeded(nn.Sequential(*layers))
+    with torch.no_grad():
+        first.bias.fill_(1e3)
+        first.bias[1:3] = -1e3
+    batch = Batch(normal(4, 1, 5), normal(4, 1, 3), torch.float64)
+    found = found_by("activations", model, batch)
+    n_units = {"0": 6, "1": 6, "2": 6, "3": 3, "4": 3}
+    assert {k: found[f"{k}/n_units"] for k in n_units} == n_units
+    assert found["1/n_dead"] == 2
+    mixed = seeded(nn.Sequential(nn.Conv1d(2, 4, 1), nn.Linear(5, 6), nn.Flatten()))
+    found = found_by("activations", mixed, Batch(normal(3, 2, 5), normal(3, 24)))
+    assert (found["0/n_units"], found["1/n_units"]) == (4, 6)
+
+
 # --- principal components -----------------------------------------------------------
 
 
@@ -356,6 +375,37 @@ def test_latent_pca_where_there_is_nothing_to_see() -> None:
         model.get_submodule("2").weight.zero_()  # type: ignore[operator]
     found = found_by("latent_pca", model, regression())
     assert (found["explained_variance_ratios"] == 0).all()
+
+
+def test_few_points_are_large() -> None:
+    """Clouds of few samples are seen, those of many stay clouds."""
+    widths = []
+    for n in (4, 2000):
+        found = found_by("latent_pca", mlp(), regression(n))
+        widths.append(float(found["figure"].axes[0].collections[0].get_sizes()[0]))
+        axis = found_by("predictions", mlp(), regression(n))["figure"].axes[0]
+        widths.append(axis.lines[0].get_markersize())
+        assert axis.lines[0].get_marker() == "o"
+    assert widths[0] > 40 > 20 > widths[2]
+    assert widths[1] > 5 > 3 > widths[3]
+
+
+def test_ticks_of_classes_are_whole_numbers() -> None:
+    """In the colours of many classes, in large confusion pictures, of one unit."""
+    labels = torch.arange(40)
+    batch = Batch(normal(40, 5), labels, torch.float64)
+    pca = found_by("latent_pca", mlp(), batch, n_components=1)["figure"]
+    logits = Batch(normal(40, 40), labels, torch.float64)
+    confusion = found_by("predictions", nn.Identity(), logits)["figure"]
+    rows = found_by("first_filters", seeded(nn.Linear(2, 1)), batch)["figure"]
+    for figure in (pca, confusion, rows):
+        figure.savefig(io.BytesIO(), format="png")
+    scale, spectrum = pca.axes[2].yaxis, pca.axes[1].xaxis
+    (matrix, _), (weights, _) = confusion.axes, rows.axes
+    for axis in (scale, spectrum, matrix.xaxis, matrix.yaxis, weights.yaxis):
+        places = axis.get_majorticklocs()
+        assert len(places)
+        assert (places == places.round()).all(), places
 
 
 # --- predictions --------------------------------------------------------------------
@@ -694,6 +744,42 @@ def test_filters_of_linear_layers() -> None:
     )
     rows = found_by("first_filters", mlp(), regression())["filters"]
     np.testing.assert_allclose(rows, mlp().get_parameter("0.weight").detach())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+@pytest.mark.parametrize("shape", [(1, 5, 5), (3, 5, 5), (4, 5, 5), (5,)])
+def test_titles_of_filters_are_whole(shape: tuple[int, ...], n: int) -> None:
+    """No letter lies beyond the edges, also of few filters of a layer far below."""
+    model = nn.Linear(5, n) if len(shape) == 1 else nn.Conv2d(shape[0], n, 3)
+    for name in ("stage", "encoder_of_the_retina", "backbone"):
+        outer = nn.Sequential()
+        outer.add_module(name, model)
+        model = outer  # type: ignore[assignment]
+    batch = Batch(normal(2, *shape), normal(2, n), torch.float64)
+    figure = found_by("first_filters", seeded(model), batch)["figure"]
+    figure.savefig(io.BytesIO(), format="png")
+    title = figure.axes[0].title if len(shape) == 1 else figure._suptitle
+    box, edge = title.get_window_extent(), figure.bbox
+    assert box.x0 >= 0
+    assert box.x1 <= edge.x1
+    assert box.y1 <= edge.y1
+
+
+def test_filters_of_a_model_that_is_a_layer() -> None:
+    """It is found without a name, and called `model`."""
+    linear: Any = seeded(nn.Linear(5, 3))
+    found = found_by("first_filters", linear, regression())
+    np.testing.assert_allclose(found["filters"], linear.weight.detach())
+    assert found["figure"].axes[0].get_title() == "filters of model: 3 of 3"
+    stack = seeded(LinearStackedConv2d(3, 4, 5))
+    batch = Batch(normal(2, 3, 9, 9), normal(2, 4), torch.float64)
+    found = found_by("first_filters", stack, batch, layer="model")
+    np.testing.assert_allclose(
+        found["filters"], impulse_response(stack, 3, 5), atol=1e-12
+    )
+    with pytest.raises(NotApplicable, match="Linear has no hidden layer"):
+        found_by("latent_pca", linear, regression())
+    assert found_by("activations", linear, regression())["model/n_units"] == 3
 
 
 def test_filters_where_there_are_none() -> None:

@@ -106,6 +106,15 @@ def test_without_options_it_is_one_grid_point(data_root: Path, tmp_path: Path) -
     assert path.name == "hyperparams.json"
 
 
+def test_options_of_an_earlier_call_are_removed(tmp_path: Path) -> None:
+    """`to_json` into the same folder without options is one grid point."""
+    experiment = Experiment({"name": "a"}, {}, {})
+    experiment.add_options("lr", [0.1, 0.2])
+    assert len(experiment.to_json(tmp_path)) == 2
+    (path,) = Experiment({"name": "b"}, {}, {}).to_json(tmp_path)
+    assert [path] == list(tmp_path.iterdir())
+
+
 def test_the_first_option_varies_slowest() -> None:
     """As the first key of hyperranges.json."""
     experiment = Experiment({}, {}, {})
@@ -130,6 +139,7 @@ def test_paths_are_of_the_working_directory(
         ({"lr": lambda: 1}, "lr: <lambda> is defined inside another"),
         ({"lr": torch.ones(2)}, "lr: a Tensor cannot be recorded"),
         ({"name": "a", "exp_name": "b"}, "exp_name: given twice"),
+        ({"interest_keys": ()}, "interest_keys: expected a list.*got a tuple"),
         ({"scheduler": "StepLR", "scheduler_requires_metric": True}, "is wrong for St"),
         (
             {"scheduler": "ReduceLROnPlateau", "scheduler_requires_metric": False},

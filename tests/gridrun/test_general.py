@@ -296,7 +296,7 @@ def test_examples_are_the_predictions_of_each_evaluation(
     )
     with h5py.File(run.folder.path / "examples.h5") as file:
         found = {name: file[name][:] for name in file}
-        assert file["input"].attrs["indices"].tolist() == [3, 1]
+        assert file["indices"][:].tolist() == [3, 1]
     assert found["epoch"].tolist() == [1, 1, 2, 2]
     assert found["step"].tolist() == [2, 5, 2, 5]
     for epoch, row in ((1, 1), (2, 3)):
@@ -385,3 +385,226 @@ def test_a_data_set_gets_the_data_root(
     keys = {"dataset": "Rooted", "model_type": "Net", "lossfxn": "CrossEntropyLoss"}
     run = train(**keys, plugins=str(tmp_path / "own"))
     assert run.record["state"] == "done"
+
+
+# --- random numbers of a user's own ---------------------------------------------------
+
+RANDOM_MODEL = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+
+class Random(nn.Module):
+    def __init__(self, input_shape, in_eval=False):
+        super().__init__()
+        n = input_shape[-1]
+        self.in_eval = in_eval
+        self.layers = nn.Sequential(nn.Linear(n, 6), nn.Dropout(0.3), nn.Linear(6, n))
+
+    def forward(self, x):
+        if self.training or self.in_eval:
+            x = x + 0.1 * torch.randn_like(x)
+            x = x * (1 + 0.1 * random.random()) + 0.1 * np.random.rand()
+        return self.layers(x)
+
+
+class RandomLoss:
+    def __init__(self):
+        self.weights = torch.rand(12)
+
+    def __call__(self, z, y):
+        return (self.weights * (z - y).square()).mean()
+"""
+
+
+@pytest.fixture
+def random_keys(tmp_path: Path) -> dict[str, Any]:
+    """Keys of a model and a loss that draw from the global generators."""
+    import shutil
+
+    own = tmp_path / "random"
+    shutil.copytree(PLUGINS, own)
+    (own / "random_model.py").write_text(RANDOM_MODEL)
+    look_again()
+    keys = {"plugins": str(own), "model_type": "Random", "lossfxn": "RandomLoss"}
+    return {**keys, "n_epochs": 4, "save_every_epoch": True}
+
+
+def weights(run: Run) -> list[bytes]:
+    state = run.checkpoint("last")["model_state_dict"]
+    return [tensor.numpy().tobytes() for tensor in state.values()]
+
+
+def test_global_random_numbers_resume_too(
+    train: Train, random_keys: dict[str, Any]
+) -> None:
+    """torch's, numpy's and python's, of dropout and of forward passes."""
+    run = train(**random_keys)
+    before = weights(run)
+    run.folder.forget_after(2, best=2)
+    run.folder.cut_tables(2)
+    run.folder.update(state="interrupted")
+    (again,) = run_sweep(
+        json.loads(run.folder.hyperparams.read_text()), quiet=True
+    ).runs()
+    assert len(again.record["attempts"]) == 2
+    assert weights(again) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"log_frequency": 3},
+        {"val_example_indices": [0, 1]},
+        {"diagnostics": [{"name": "loudest", "every": 1}]},
+        {"trackers": ["Diary"]},
+    ],
+    ids=str,
+)
+def test_what_is_watched_moves_no_random_number(
+    train: Train, random_keys: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Also where a model draws in evaluation, whose numbers are the same each time."""
+    keys = {**random_keys, "model_args": {"in_eval": True}}
+    plain, watched = train(**keys), train(**keys, **options)
+    assert weights(plain) == weights(watched)
+    assert plain.record["test"] == watched.record["test"]
+    assert plain.evaluate("test") == plain.record["test"] == plain.evaluate("test")
+
+
+ANNEALED = """
+class Annealed:
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, model, inputs, targets):
+        self.steps += 1
+        return (1 + self.steps) * (model(inputs) - targets).square().mean()
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+"""
+
+
+def test_the_state_of_a_plugin_is_in_checkpoints(train: Train, tmp_path: Path) -> None:
+    """Of one that has a `state_dict`, as torch's modules have."""
+    import shutil
+
+    own = tmp_path / "annealed"
+    shutil.copytree(PLUGINS, own)
+    (own / "annealed.py").write_text(ANNEALED)
+    look_again()
+    keys = {"n_epochs": 4, "save_every_epoch": True, "plugins": str(own)}
+    run = train(**keys, train_loop="Annealed", optimizer="SGD")
+    before = weights(run)
+    run.folder.forget_after(2, best=2)
+    run.folder.cut_tables(2)
+    run.folder.update(state="interrupted")
+    given = json.loads(run.folder.hyperparams.read_text())
+    (again,) = run_sweep(given, quiet=True).runs()
+    assert weights(again) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "message"),
+    [
+        ("objective", {}, "train_loop: the name 'epoch' is taken"),
+        ("float", {}, "train_loop: size is no tensor of one number"),
+        ("learned", {}, "lossfxn: Own has parameters, which nothing trains"),
+        ("clash", {}, "distorter: gaussian is ours and stands in"),
+        ("lazy", {}, "has layers whose size is not known"),
+        ("frozen", {}, "has no parameter to train"),
+        ("exit", {}, "cannot be imported: SystemExit"),
+        ("broken_helper", {}, "cannot be imported: SyntaxError"),
+    ],
+)
+def test_plugins_that_cannot_work_are_refused(
+    train: Train, tmp_path: Path, source: str, keys: dict[str, Any], message: str
+) -> None:
+    """Before anything starts, with the key."""
+    import shutil
+
+    sources = {
+        "objective": "def own(model, x, y):\n"
+        "    loss = model(x).mean()\n    return {'loss': loss, 'epoch': loss}\n",
+        "float": "def own(model, x, y):\n"
+        "    return {'loss': model(x).mean(), 'size': 1.0}\n",
+        "learned": "from torch import nn\nclass Own(nn.Linear):\n"
+        "    def __init__(self): super().__init__(2, 2)\n",
+        "clash": "def gaussian(x, g): return x\n",
+        "lazy": "from torch import nn\nclass Own(nn.LazyLinear):\n"
+        "    def __init__(self): super().__init__(12)\n",
+        "frozen": "from torch import nn\nclass Own(nn.Identity):\n"
+        "    def __init__(self): super().__init__()\n",
+        "exit": "import sys\nsys.exit(0)\nclass Own: pass\n",
+        "broken_helper": "from .broken import x\nclass Own: pass\n",
+    }
+    asked: dict[str, dict[str, Any]] = {
+        "objective": {"train_loop": "own"},
+        "float": {"train_loop": "own"},
+        "learned": {"lossfxn": "Own"},
+        "clash": NOISE,
+    }
+    own = tmp_path / source
+    shutil.copytree(PLUGINS, own)
+    (own / "own.py").write_text(sources[source])
+    (own / "broken.py").write_text("def x(:\n")
+    look_again()
+    given = asked.get(source, {"model_type": "Own"})
+    with pytest.raises((ConfigError, DataError), match=message):
+        train(**given, **keys, plugins=str(own))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "bool"])
+def test_classes_may_be_of_any_whole_numbers(tmp_path: Path, kind: str) -> None:
+    """They reach the loss as int64; classes that only test has count too."""
+    splits = f"{{'train': (x, (y * 0).astype('{kind}')), "
+    splits += f"'test': (x, (y * 0 + 1).astype('{kind}'))}}"
+    source = SOURCE.format(pairs=False, extra="", splits=splits)
+    (tmp_path / "own.py").write_text(source)
+    look_again()
+    keys = {"plugins": str(tmp_path), "dataset": "Set", "lossfxn": "CrossEntropyLoss"}
+    data = datas.open_data(hyps_of(**keys), torch.device("cpu"))
+    assert data.train.batch(torch.arange(2)).targets.dtype == torch.int64
+    assert data.info.n_units == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("subsets = {'test': (0, 0)}", "subset 'test': the name is taken"),
+        ("subsets = [1]", "subsets must give names and parts"),
+        ("metrics = {'loss': max}", "metric 'loss': the name is taken"),
+    ],
+)
+def test_names_that_are_ours_are_refused(
+    tmp_path: Path, extra: str, message: str
+) -> None:
+    """Of subsets and of metrics."""
+    splits = "{'train': (x, y), 'test': (x, y)}"
+    source = SOURCE.format(pairs=False, extra=extra, splits=splits)
+    (tmp_path / "own.py").write_text(source)
+    look_again()
+    keys = {"plugins": str(tmp_path), "dataset": "Set", "lossfxn": "CrossEntropyLoss"}
+    with pytest.raises(DataError, match=message):
+        datas.inspect_data(hyps_of(**keys))
+
+
+def test_examples_that_fail_leave_the_run_alone(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told, recorded, and left out."""
+    from gridrun.general.trainer import GeneralTrainer
+
+    def fail(self: Any, run: Any, batch: Any) -> Any:
+        raise TypeError("no examples today")
+
+    monkeypatch.setattr(GeneralTrainer, "shown", fail)
+    run = train(val_example_indices=[0])
+    assert run.record["state"] == "done"
+    assert run.record["examples_error"] == "TypeError: no examples today"

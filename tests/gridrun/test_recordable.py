@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gridrun import Experiment
+from gridrun.config.checks import lift_classes
 from gridrun.errors import ConfigError
 from gridrun.recordable import recordable
 from imgclass.models import PlainN
@@ -180,3 +181,76 @@ def test_an_experiment_of_objects_is_rebuilt_from_its_records(
     again = run_sweep(*files, save_root=str(tmp_path), executor="serial", quiet=True)
     assert [run.number for run in again.runs()] == [0, 1]
     assert len(again.runs()[0].record["attempts"]) == 1
+
+
+def experiment_of_objects(own: Any, **model_args: Any) -> Experiment:
+    """Whose data set and model both have arguments of their own."""
+    model = {"class": "own_things:Net", "args": {"width": 6}}
+    return Experiment(
+        {"name": "own", "train_set": own.Points(n=30), "seed": 1, "n_repetitions": 1},
+        {"num_epochs": 1, "batch_size": 8, "lr": 0.01, "optimizer": torch.optim.SGD},
+        {"model": model, "loss_function": own.Weighted(3.0), **model_args},
+    )
+
+
+def test_options_count_before_the_arguments_of_an_object(
+    own: Any, tmp_path: Path
+) -> None:
+    """The other arguments stay; from JSON it is the same sweep."""
+    from gridrun import run_sweep
+
+    experiment = experiment_of_objects(own)
+    experiment.add_options("model_args.width", [3, 5])
+    experiment.add_options("dataset_args.n", [20, 24])
+    options: dict[str, Any] = {"executor": "serial", "quiet": True}
+    sweep = experiment.run(save_root=str(tmp_path), **options)
+    assert sweep.states() == {"done": 4}
+    hyps = [run.hyps for run in sweep.runs()]
+    found = [(one.model_args["width"], one.dataset_args["n"]) for one in hyps]
+    assert found == [(3, 20), (3, 24), (5, 20), (5, 24)]
+    assert all(one.dataset_args["places"] == [[0, 1], [1, 0]] for one in hyps)
+    widths = [run.load_model().layers[0].out_features for run in sweep.runs()]
+    assert widths == [3, 3, 5, 5]
+    files = experiment.to_json(tmp_path / "json")
+    again = run_sweep(*files, save_root=str(tmp_path), **options)
+    assert [len(run.record["attempts"]) for run in again.runs()] == [1] * 4
+
+
+def test_an_override_counts_before_the_arguments_of_an_object(
+    own: Any, tmp_path: Path
+) -> None:
+    """On the command line as in ranges."""
+    from gridrun import run_sweep
+
+    path, *_ = experiment_of_objects(own).to_json(tmp_path / "json")
+    options: dict[str, Any] = {"executor": "serial", "quiet": True}
+    overrides = ["model_args.width=2", "dataset_args.n=20"]
+    sweep = run_sweep(path, None, overrides, save_root=str(tmp_path), **options)
+    (run,) = sweep.runs()
+    assert run.hyps.model_args == {"width": 2}
+    assert run.hyps.dataset_args["n"] == 20
+
+
+def test_classes_and_their_arguments_are_joined_once() -> None:
+    """Reading them again changes nothing, nor does it change what was given."""
+    args = {"width": 4, "depth": {"n": 1}}
+    entry = {"class": "Net", "args": args}
+    beside = {"width": 5, "more": 1}
+    values: dict[str, Any] = {"model_type": entry, "model_args": beside}
+    for _ in range(2):
+        assert lift_classes(values) == []
+        assert values == {
+            "model_type": "Net",
+            "model_args": {"width": 5, "depth": {"n": 1}, "more": 1},
+        }
+    assert args == {"width": 4, "depth": {"n": 1}}
+    assert beside == {"width": 5, "more": 1}
+
+
+def test_part_of_an_object_inside_the_arguments_is_refused() -> None:
+    """The other entries of that object would be lost."""
+    entry = {"class": "Net", "args": {"block": {"n": 1, "m": 2}}}
+    values = {"model_type": entry, "model_args": {"block": {"n": 3}}}
+    ((key, message),) = lift_classes(values)
+    assert key == "model_args"
+    assert message == "block has more entries in model_type; give all in one of them"

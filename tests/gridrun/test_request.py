@@ -20,6 +20,7 @@ from gridrun.run import RunSpec
 
 # hyperparameter reference, sections 1 and 6b
 NEVER_SWEPT = [
+    "library",
     "exp_name",
     "n_repeats",
     "starting_exp_num",

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -653,6 +654,54 @@ def test_mlflow_keeps_a_store_that_another_worker_made(
     monkeypatch.setattr(sqlalchemy_store, "SqlAlchemyStore", SlowStore)
     mlflow_module._local_store(tmp_path)
     assert [path.read_text() for path in (tmp_path / "mlflow").iterdir()] == ["theirs"]
+
+
+UNREACHABLE = """
+import sys, time
+from gridrun.tracking.trackers import make_tracker
+from pathlib import Path
+from types import SimpleNamespace
+run = SimpleNamespace(folder=SimpleNamespace(path=Path("grid/grid_0")))
+tracker = make_tracker("mlflow", {"tracking_uri": f"http://127.0.0.1:{sys.argv[1]}"})
+import mlflow
+begin = time.monotonic()
+try:
+    tracker.on_run_start(run, [])
+except mlflow.exceptions.MlflowException as error:
+    print(time.monotonic() - begin)
+    print("API request" in str(error))
+"""
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_mlflow_gives_an_unreachable_server_up(is_silent: bool) -> None:
+    """Refused or without an answer: training and signals wait for seconds only."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if is_silent:  # connections are made, and nobody speaks
+            server.listen()
+        port = str(server.getsockname()[1])
+        command = [sys.executable, "-c", UNREACHABLE, port]
+        done = subprocess.run(
+            command, env=own, capture_output=True, text=True, timeout=60, check=True
+        )
+    seconds, is_told = done.stdout.split()
+    assert is_told == "True"
+    assert float(seconds) < (14 if is_silent else 8)
+
+
+def test_mlflow_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries and timeouts of the environment count."""
+    own = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "77", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "9"}
+    for name in mlflow_module.SETTINGS:
+        monkeypatch.setenv(name, "gone")  # so that it is undone afterwards
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    mlflow_module._prepare()
+    now = {name: os.environ[name] for name in mlflow_module.SETTINGS}
+    assert now == {**mlflow_module.SETTINGS, **own}
 
 
 # --- what is refused before anything starts ---------------------------------------
