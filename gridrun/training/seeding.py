@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import random
 from collections.abc import Iterator
@@ -130,6 +131,13 @@ class RunRandom:
         if self._is_active:
             self._globals.restore()
 
+    @functools.cached_property
+    def _of_evaluation(self) -> tuple[_GlobalStates, Any, Any]:
+        """Torch's and python's states, numpy's generator and its state."""
+        with seeded_globals(self.seed, "evaluation"):
+            state: Any = np.random.get_state(legacy=False)
+            return _GlobalStates.now(), np.random.MT19937(), state
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Global random numbers of their own, the same at every evaluation.
@@ -137,10 +145,8 @@ class RunRandom:
         A model may draw in evaluation, too; the run's numbers do not move.
         """
         own = self._globals, self._numpy
-        with seeded_globals(self.seed, "evaluation"):
-            self._numpy = np.random.MT19937()
-            self._numpy.state = cast(Any, np.random.get_state(legacy=False))
-            self._globals = _GlobalStates.now()
+        self._globals, self._numpy, state = self._of_evaluation
+        self._numpy.state = state
         try:
             yield
         finally:
