@@ -158,7 +158,7 @@ def _map_figure(
     has_none = _are_none(maps["target"], n_classes).any()
     label = "class (white: none)" if has_none else "class"
     figure.colorbar(
-        shown, ax=axes[-2:], label=label, shrink=0.8, ticks=whole_numbers()
+        shown, ax=axes, label=label, shrink=0.7, ticks=whole_numbers()
     ).minorticks_off()
     return figure
 

@@ -75,7 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder."""
     root = tmp_path_factory.mktemp("recorded")
     sweep = run_sweep(BASE, plugins=str(PLUGINS), save_root=str(root), quiet=True)
-    return sweep.runs()[0].folder.path
+    (run,) = sweep.runs()
+    path: Path = run.folder.path
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_arguments_with_names_of_ours_are_refused(
 def test_self_is_refused_in_python_too(run: Run) -> None:
     """The other names are parameters there."""
     with pytest.raises(ConfigError, match="self is no argument"):
-        run.evaluate_by("told", **{"self": 1})
+        run.evaluate_by("told", self=1)
     assert run.evaluate_by("counted", "val", n=3) == {"n": 3}
     assert run.evaluate_by(evaluator="counted", split="val", n=3) == {"n": 3}
 
