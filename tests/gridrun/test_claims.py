@@ -274,10 +274,11 @@ def test_a_renewal_that_fails_gives_nothing_up(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     until = time.monotonic() + 30
-    with monkeypatch.context() as patch, renewing([claim]):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fail)
-        while n_tried[0] < 3 and time.monotonic() < until:
-            claim.check()
+        with renewing([claim]):
+            while n_tried[0] < 3 and time.monotonic() < until:
+                claim.check()
     assert n_tried[0] >= 3
     assert path.read_bytes() == before
     claim.check()
