@@ -15,7 +15,8 @@ from gridrun.plugins import library_of
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch
 from gridrun.training.models import build_model
-from gridrun.training.trainer import EpochTotals, Trainer
+from gridrun.training.terms import EpochTotals
+from gridrun.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from gridrun import run_sweep
 from gridrun.plugins import Library, libraries
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Split
-from gridrun.training.trainer import Terms
+from gridrun.training.terms import Terms
 from imgclass.trainer import ImageTrainer
 
 LIBRARY = Library(

@@ -15,7 +15,9 @@ from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import class_loss, l1_of_outputs
 from gridrun.training.normalise import Normaliser
-from gridrun.training.trainer import Terms, Trainer, refuse_shape
+from gridrun.training.terms import Terms
+from gridrun.training.trainer import Trainer
+from gridrun.training.trials import refuse_shape
 from imgclass import analysis, datas
 from imgclass.augment import AUGMENTATIONS, augment_images
 from imgclass.hyperparams import ImageHyperparams

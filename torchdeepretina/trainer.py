@@ -21,7 +21,9 @@ from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
 from gridrun.training.models import build_model
 from gridrun.training.seeding import generator
-from gridrun.training.trainer import Terms, Trainer, refuse_shape
+from gridrun.training.terms import Terms
+from gridrun.training.trainer import Trainer
+from gridrun.training.trials import refuse_shape
 from torchdeepretina import analysis, datas, metrics
 from torchdeepretina.blocks import RetinaModel
 from torchdeepretina.hyperparams import RetinaHyperparams

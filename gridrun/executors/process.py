@@ -194,7 +194,7 @@ def _n_busy(workers: dict[Connection[Any, Any], _Process]) -> int:
 
 def record_death(folder: RunFolder, reason: str) -> Any:
     """Record a run as failed for its parent's reasons; returns the event."""
-    from gridrun.training.trainer import Event
+    from gridrun.training.event import Event
 
     claim = Claim(folder.claim)
     record = folder.read()

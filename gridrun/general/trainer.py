@@ -25,7 +25,8 @@ from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.extras import Extras
 from gridrun.training.losses import l1_of_outputs, make_loss
 from gridrun.training.seeding import seeded_globals
-from gridrun.training.trainer import EVAL_BATCH_SIZE, Terms, Trainer, as_terms
+from gridrun.training.terms import Terms, as_terms
+from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from gridrun.training.trainer import Event
+    from gridrun.training.event import Event
 
 
 SECONDS_BETWEEN_LINES = 30.0

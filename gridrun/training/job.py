@@ -33,7 +33,8 @@ from gridrun.training.cohort import (
     describe_failure,
 )
 from gridrun.training.data import Data, DataInfo
-from gridrun.training.trainer import Event, Trainer
+from gridrun.training.event import Event
+from gridrun.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +23,7 @@ from gridrun.readers import Readers
 from gridrun.run import RunState
 from gridrun.tracking.watchers import Watchers
 from gridrun.training import checkpoint as checkpoints
+from gridrun.training import trials
 from gridrun.training.cohort import (
     CohortTooLarge,
     Diverged,
@@ -45,38 +42,16 @@ from gridrun.training.data import (
     n_batches,
 )
 from gridrun.training.diagnose import Diagnosis
+from gridrun.training.event import Event
 from gridrun.training.examples import Examples
 from gridrun.training.extras import Change, Extras
 from gridrun.training.losses import is_finite
 from gridrun.training.models import build_model, describe_model, n_parameters
-from gridrun.training.seeding import RunRandom, epoch_order, kept_globals
+from gridrun.training.seeding import epoch_order, kept_globals
+from gridrun.training.terms import EpochTotals, Terms, as_terms
 
 logger = logging.getLogger(__name__)
 EVAL_BATCH_SIZE = 128
-N_TRIED = 8  # samples
-COLUMNS = ("epoch", "lr", "time_s")  # of metrics.csv beside metrics
-Terms = dict[str, Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """What a trainer tells of its work, as it goes.
-
-    Args:
-        kind: `start` (a run, `epoch` already done), `step` (of the cohort, at
-            `step` of `n_steps`), `epoch` (of a run), `end` (of a run).
-        number: The run; of a step the first of the cohort.
-        metrics: Of the epoch, or the final ones.
-    """
-
-    kind: Literal["start", "step", "epoch", "end"]
-    number: int
-    epoch: int
-    step: int = 0
-    n_steps: int = 0
-    n_runs: int = 1
-    state: str = RunState.RUNNING.value
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Trainer(abc.ABC):
@@ -143,24 +118,7 @@ class Trainer(abc.ABC):
         Raises:
             ConfigError: With the key first.
         """
-        own = set(hyps.plugin_names()) - set(library.model_names)
-        if not own and not hyps.augmenters and hyps.distorter is None:
-            return
-        with kept_globals():
-            extras = Extras.of(hyps, cls.augmenters)
-            model = build_model(library, hyps, info)
-            given = {"model": model, "hyps": hyps, "extras": extras, "number": 0}
-            random = RunRandom(0, torch.device("cpu"))
-            run = cast(LiveRun, SimpleNamespace(**given, random=random))
-            data, batch = cls.trial(hyps, info, min(hyps.batch_size, N_TRIED))
-            shape = list(batch.inputs.shape)
-            try:
-                cls(library, [run], data).try_batch(run, batch)
-            except ConfigError:
-                raise
-            except (Exception, SystemExit) as error:
-                text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
-                raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+        trials.try_out(cls, library, hyps, info)
 
     @staticmethod
     def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
@@ -513,65 +471,7 @@ class Trainer(abc.ABC):
         )
 
 
-def refuse_shape(run: LiveRun, outputs: Any, info: DataInfo) -> None:
-    """Refuse outputs that are not (B, n_units).
-
-    Raises:
-        ConfigError: With what they are.
-    """
-    shape = list(getattr(outputs, "shape", ()))
-    if len(shape) != 2 or shape[1] != info.n_units:
-        text = f"outputs are {shape or type(outputs).__name__}, not (B, {info.n_units})"
-        raise ConfigError(f"model_type: {run.hyps.model_type}: {text}")
-
-
-def as_terms(found: Any) -> Terms:
-    """What a plug-in objective returns, as `loss` and its terms.
-
-    Raises:
-        ConfigError: If it is something else, or a term takes another column's name.
-    """
-    terms = {"loss": found} if isinstance(found, Tensor) else found
-    if not isinstance(terms, Mapping) or "loss" not in terms:
-        what = type(found).__name__
-        raise ConfigError(f"train_loop: expected a loss, or terms with it; got {what}")
-    for name, term in terms.items():
-        if not isinstance(term, Tensor) or term.numel() != 1:
-            raise ConfigError(f"train_loop: {name} is no tensor of one number")
-        if name in COLUMNS or str(name).startswith(("val_", "test_")):
-            raise ConfigError(f"train_loop: the name {name!r} is taken; choose another")
-    return {str(name): term.reshape(()) for name, term in terms.items()}
-
-
-def place_of(error: BaseException) -> str:
-    """An error in a line, with the place where it was raised."""
-    text = str(error).strip().splitlines()
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}"
-    return f"{type(error).__name__}: {text[0] if text else ''} ({where})"
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was asked for that the device or the machine does not have."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-class EpochTotals:
-    """Averages of the training loss and its terms, weighted by samples."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._n_samples = 0
-
-    def add(self, terms: Terms, n_samples: int) -> None:
-        """Take in a step."""
-        for name, term in terms.items():
-            total = self._sums.get(name)
-            weighted = term.double() * n_samples
-            self._sums[name] = weighted if total is None else total + weighted
-        self._n_samples += n_samples
-
-    def means(self) -> dict[str, float]:
-        """The averages so far."""
-        return {n: float(t.item()) / self._n_samples for n, t in self._sums.items()}

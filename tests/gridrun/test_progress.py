@@ -6,7 +6,7 @@ import pytest
 
 from gridrun.tracking import progress as module
 from gridrun.tracking.progress import Progress
-from gridrun.training.trainer import Event
+from gridrun.training.event import Event
 
 
 def make(n_epochs: int = 4, n_runs: int = 2, is_quiet: bool = False) -> Progress:

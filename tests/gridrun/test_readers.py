@@ -26,8 +26,8 @@ from gridrun.readers import DEPTH, Readers, Rows
 from gridrun.run import make_spec
 from gridrun.training.cohort import Interrupted
 from gridrun.training.data import batches, in_batches
+from gridrun.training.event import Event
 from gridrun.training.seeding import epoch_order
-from gridrun.training.trainer import Event
 
 N_ROWS = 57
 SIDE = (3, 4)

@@ -26,8 +26,10 @@ from gridrun.run import RunState
 from gridrun.store import RunFolder
 from gridrun.training.cohort import Interrupted, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, batches, n_batches
+from gridrun.training.event import Event
 from gridrun.training.seeding import generator as seeded_generator
-from gridrun.training.trainer import Event, Terms, Trainer
+from gridrun.training.terms import Terms
+from gridrun.training.trainer import Trainer
 from torchdeepretina import LIBRARY as RETINA_LIBRARY
 from torchdeepretina.trainer import RetinaTrainer
 

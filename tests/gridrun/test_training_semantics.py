@@ -23,7 +23,7 @@ from torch import Tensor
 from gridrun.cli import main
 from gridrun.store import RunFolder
 from gridrun.sweep import Run, Sweep, run_sweep
-from gridrun.training.trainer import Event
+from gridrun.training.event import Event
 from imgclass.trainer import ImageTrainer
 from torchdeepretina.trainer import RetinaTrainer
 

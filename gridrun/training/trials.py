@@ -1,0 +1,81 @@
+"""Whether what a configuration names beyond a library fits its data; before a start."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from gridrun.config import Hyperparams
+from gridrun.errors import ConfigError
+from gridrun.plugins import Library
+from gridrun.training.cohort import LiveRun
+from gridrun.training.data import DataInfo
+from gridrun.training.extras import Extras
+from gridrun.training.models import build_model
+from gridrun.training.seeding import RunRandom, kept_globals
+
+if TYPE_CHECKING:
+    from gridrun.training.trainer import Trainer
+
+N_TRIED = 8  # samples
+
+
+def try_out(
+    trainer: type[Trainer], library: Library, hyps: Hyperparams, info: DataInfo
+) -> None:
+    """Try what is not the library's own on a few samples, without an update.
+
+    Args:
+        trainer: Of the library.
+        library: Whose keys apply.
+        hyps: A configuration.
+        info: Of its data.
+
+    Raises:
+        ConfigError: With the key first.
+    """
+    own = set(hyps.plugin_names()) - set(library.model_names)
+    if not own and not hyps.augmenters and hyps.distorter is None:
+        return
+    with kept_globals():
+        given = {
+            "model": build_model(library, hyps, info),
+            "hyps": hyps,
+            "extras": Extras.of(hyps, trainer.augmenters),
+            "random": RunRandom(0, torch.device("cpu")),
+            "number": 0,
+        }
+        run = cast(LiveRun, SimpleNamespace(**given))
+        data, batch = trainer.trial(hyps, info, min(hyps.batch_size, N_TRIED))
+        shape = list(batch.inputs.shape)
+        try:
+            trainer(library, [run], data).try_batch(run, batch)
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
+            raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+
+
+def refuse_shape(run: LiveRun, outputs: Any, info: DataInfo) -> None:
+    """Refuse outputs that are not (B, n_units).
+
+    Raises:
+        ConfigError: With what they are.
+    """
+    shape = list(getattr(outputs, "shape", ()))
+    if len(shape) != 2 or shape[1] != info.n_units:
+        text = f"outputs are {shape or type(outputs).__name__}, not (B, {info.n_units})"
+        raise ConfigError(f"model_type: {run.hyps.model_type}: {text}")
+
+
+def place_of(error: BaseException) -> str:
+    """An error in a line, with the place where it was raised."""
+    text = str(error).strip().splitlines()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {text[0] if text else ''} ({where})"
