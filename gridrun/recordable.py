@@ -72,14 +72,19 @@ def _named(item: Any, name: str) -> str:
     return path
 
 
-def _rebuildable(value: Any, name: str) -> dict[str, Any]:
-    """An object by its class and arguments, after making it anew as a trial."""
+def _rebuildable(value: Any, name: str) -> dict[str, Any] | str:
+    """An object by its class and arguments, after making it anew as a trial.
+
+    Of torch's own classes, arguments that have their defaults are left out; without
+    others it is its class.
+    """
     kind = type(value)
     what = f"{name}: a {kind.__name__}"
     try:
         parameters = inspect.signature(kind).parameters.values()
     except (TypeError, ValueError):
         raise ConfigError(f"{what} cannot be recorded; give plain values") from None
+    named = _named(kind, name)
     args: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for one in parameters:
@@ -91,8 +96,12 @@ def _rebuildable(value: Any, name: str) -> dict[str, Any]:
                 raise ConfigError(f"{what} cannot be recorded: {text}")
             continue
         given[one.name] = getattr(value, one.name)
-        args[one.name] = recordable(given[one.name], f"{name}.{one.name}")
-    entry = {"class": _named(kind, name), "args": args}
+        is_usual = one.default is not one.empty and _is_same(
+            given[one.name], one.default
+        )
+        if ":" in named or not is_usual:
+            args[one.name] = recordable(given[one.name], f"{name}.{one.name}")
+    entry = {"class": named, "args": args}
     try:
         different = _difference(value, kind(**given))
     except Exception as error:
@@ -103,7 +112,7 @@ def _rebuildable(value: Any, name: str) -> dict[str, Any]:
             f"{what} cannot be recorded: made again from its arguments it has another "
             f"{different}"
         )
-    return entry
+    return entry if args else str(entry["class"])
 
 
 def _difference(value: Any, other: Any) -> str | None:

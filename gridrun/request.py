@@ -24,7 +24,7 @@ from gridrun.config import (
 )
 from gridrun.config.checks import lift_classes
 from gridrun.config.files import absolute, odd_values
-from gridrun.config.keys import class_name
+from gridrun.config.keys import NORMALIZERS, class_name
 from gridrun.errors import ConfigError
 from gridrun.grid import MAX_RUNS, SWEEP_OPTION, Grid, axis_keys, parse_ranges, points
 from gridrun.plugins import Library, libraries, library_of
@@ -353,6 +353,10 @@ def _unknown_names(
     loop, loops = values.get("train_loop"), library.schema.loops
     if isinstance(loop, str) and loop not in loops:
         problems += _unknown_plugin("train_loop", loop, plugins, loops)
+    normalizer = values.get("normalizer")
+    if isinstance(normalizer, str | dict) and normalizer not in NORMALIZERS:
+        name = class_name(normalizer)
+        problems += _unknown_plugin("normalizer", name, plugins, NORMALIZERS)
     return problems
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from gridrun.errors import ConfigError
 from gridrun.training.data import in_order
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import load_normaliser
 from gridrun.training.trainer import EVAL_BATCH_SIZE
 from imgclass import datas
 from imgclass.hyperparams import ImageHyperparams
@@ -63,7 +63,7 @@ def predict(model: nn.Module, hyps: ImageHyperparams, split: str) -> Predictions
     whole = hyps.model_copy(update={"bootstrap_index": None})
     data = datas.open_data(whole, torch.device("cpu"))
     images = cast(datas.Images, getattr(data, split))
-    normalise = Normaliser.load(data.norm_stats)
+    normalise = load_normaliser(data.norm_stats, hyps.plugins)
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
         logits = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gridrun.config import shown
+from gridrun.config.keys import NORMALIZERS
 from gridrun.errors import DataError
 from gridrun.hdf5 import (
     cache_folder,
@@ -30,7 +31,11 @@ from gridrun.training.data import (
     bootstrapped,
     size_problems,
 )
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import (
+    Normaliser,
+    OwnNormaliser,
+    evenly_spaced,
+)
 from gridrun.training.seeding import random_subset
 from imgclass.augment import augmentation_problems
 from imgclass.hyperparams import ImageHyperparams
@@ -286,8 +291,7 @@ def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
     place = device if _fits(info.n_bytes, device) else torch.device("cpu")
     whole = {split: _mapped(path, split, device) for split in SPLITS}
     train, val = split_indices(hyps, len(whole["train"]))
-    means, variances = channel_statistics(whole["train"].images, train)
-    normaliser = Normaliser.of_channels(hyps.normalizer, means, variances)
+    normaliser = _fitted(hyps, whole["train"].take(train))
     kept = {split: one.on(place) for split, one in whole.items()}
     validated = kept["train"].take(val)
     if hyps.val_set is not None:
@@ -301,6 +305,16 @@ def open_data(hyps: ImageHyperparams, device: torch.device) -> Data:
         norm_stats=normaliser.stats(),
     )
     return bootstrapped(data, hyps, stretch=1)
+
+
+def _fitted(hyps: ImageHyperparams, train: Images) -> Normaliser | OwnNormaliser:
+    """The normaliser that the key names, fitted on training images."""
+    if hyps.normalizer in NORMALIZERS:
+        means, variances = channel_statistics(train.images, train.places)
+        return Normaliser.of_channels(str(hyps.normalizer), means, variances)
+    chosen = evenly_spaced(len(train), train.images[0].numel())
+    inputs = train.batch(chosen).inputs
+    return OwnNormaliser.fitted(hyps.normalizer, hyps.plugins, inputs)
 
 
 def _mapped(path: Path, split: str, device: torch.device) -> Images:

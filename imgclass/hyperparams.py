@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -84,9 +84,10 @@ class ImageHyperparams(Hyperparams):
         "random changes of training images, in order; auto: the list in the file",
         group="data",
     )
-    normalizer: Literal["none", "global", "per_channel", "per_sample"] = key(
+    normalizer: str | dict[str, Any] = key(
         "per_channel",
-        "how inputs are normalised, fitted on training samples",
+        "how inputs are normalised, fitted on training samples: none, global, "
+        "per_channel, per_sample, or a plug-in",
         group="data",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams
+from gridrun.config.keys import NORMALIZERS
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import class_loss, l1_of_outputs
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import Normaliser, OwnNormaliser, load_normaliser
 from gridrun.training.terms import Terms
 from gridrun.training.trainer import Trainer
 from gridrun.training.trials import refuse_shape
@@ -37,9 +39,13 @@ class ImageTrainer(Trainer):
     @staticmethod
     def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
         """Images of noise, and labels."""
-        images = torch.rand(n, *cast(ImageHyperparams, hyps).img_shape)
+        hyps_of_images = cast(ImageHyperparams, hyps)
+        images = torch.rand(n, *hyps_of_images.img_shape)
         info = dataclasses.replace(info, labels={**info.labels, "augment": []})
         stats = Normaliser("none").stats()
+        if hyps_of_images.normalizer not in NORMALIZERS:
+            entry = hyps_of_images.normalizer
+            stats = OwnNormaliser.fitted(entry, hyps.plugins, images).stats()
         data = SimpleNamespace(info=info, norm_stats=stats)
         return data, Batch(images, torch.arange(n) % info.n_units)
 
@@ -61,7 +67,14 @@ class ImageTrainer(Trainer):
             images = augment_images(
                 images, names, run.random.generators["augmentation"]
             )
-        return self.distorted(run, Normaliser.load(self.data.norm_stats)(images))
+        return self.distorted(run, self.normalise(images))
+
+    @functools.cached_property
+    def normalise(self) -> Normaliser | OwnNormaliser:
+        """Of images, as fitted on the training images."""
+        stats = self.data.norm_stats
+        plugins = self.runs[0].hyps.plugins if "stats" in stats else None
+        return load_normaliser(stats, plugins)
 
     def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
         """Loss of the labels plus the l1 term."""

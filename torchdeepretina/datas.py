@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gridrun.config import suggest
+from gridrun.config.keys import NORMALIZERS
 from gridrun.errors import DataError
 from gridrun.hdf5 import cache_folder, data_folder, open_file, reading
 from gridrun.machine import available_memory, n_usable_cores
 from gridrun.readers import Rows
 from gridrun.training.data import Data, DataInfo, bootstrapped, size_problems
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import (
+    Normaliser,
+    OwnNormaliser,
+    evenly_spaced,
+)
 from torchdeepretina.hyperparams import RetinaHyperparams
 from torchdeepretina.recordings import SMOOTHING_BINS, SPLITS, Recording
 from torchdeepretina.windows import (
@@ -319,7 +324,16 @@ def open_data(hyps: RetinaHyperparams, device: torch.device) -> Data:
     other = inspect_val_set(hyps, layout)
     stimulus = torch.from_numpy(stimulus_rows(layout, "train", hyps).open())
     starts, n_lags = layout.windows.train, hyps.img_shape[0]
-    normaliser = fitted_normaliser(hyps.normalizer, stimulus, starts, n_lags)
+    normaliser: Normaliser | OwnNormaliser
+    if hyps.normalizer in NORMALIZERS:
+        kind = str(hyps.normalizer)
+        normaliser = fitted_normaliser(kind, stimulus, starts, n_lags)
+    else:
+        raw = _Opened(layout, hyps, Normaliser("none"), torch.device("cpu"))
+        train = raw.windows("train", starts)
+        n_values = n_lags * stimulus[0].numel()
+        inputs = train.batch(evenly_spaced(len(train), n_values)).inputs
+        normaliser = OwnNormaliser.fitted(hyps.normalizer, hyps.plugins, inputs)
     own = _Opened(layout, hyps, normaliser, device)
     if other is None:
         val = own.windows("train", layout.windows.val)
@@ -350,7 +364,7 @@ class _Opened:
         self,
         layout: Layout,
         hyps: RetinaHyperparams,
-        normaliser: Normaliser,
+        normaliser: Normaliser | OwnNormaliser,
         device: torch.device,
     ) -> None:
         self.layout = layout
@@ -366,7 +380,7 @@ class _Opened:
         self.spectra = {
             split: FrameSpectra(stimulus, normaliser, max_bytes)
             for split, stimulus in self.stimuli.items()
-            if normaliser.kind in ("global", "none")  # others are no matter of frames
+            if isinstance(normaliser, Normaliser) and normaliser.is_of_frames
         }
 
     def windows(self, split: str, starts: Ints) -> Windows:

@@ -130,9 +130,10 @@ class RetinaHyperparams(Hyperparams):
     stim_storage: Literal["auto", "uint8", "float16", "float32"] = key(
         "auto", "type of the stimulus in memory; auto: as in the file", group="data"
     )
-    normalizer: Literal["none", "global", "per_channel", "per_sample"] = key(
+    normalizer: str | dict[str, Any] = key(
         "global",
-        "how inputs are normalised, fitted on training samples",
+        "how inputs are normalised, fitted on training samples: none, global, "
+        "per_channel, per_sample, or a plug-in",
         group="data",
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gridrun.config import Hyperparams, shown
+from gridrun.config.keys import NORMALIZERS
 from gridrun.durable import write_durably
 from gridrun.errors import ConfigError
 from gridrun.nn import Spectrum, central_place, field_side, semantic_loss
@@ -20,6 +21,7 @@ from gridrun.training.cohort import Diverged, LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split
 from gridrun.training.losses import l1_of_outputs, mean_squared_error, poisson_nll
 from gridrun.training.models import build_model
+from gridrun.training.normalise import OwnNormaliser
 from gridrun.training.seeding import generator
 from gridrun.training.terms import Terms
 from gridrun.training.trainer import Trainer
@@ -83,7 +85,11 @@ class RetinaTrainer(Trainer):
     @staticmethod
     def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
         """Windows of noise, and rates."""
-        windows = torch.randn(n, *cast(RetinaHyperparams, hyps).img_shape)
+        own = cast(RetinaHyperparams, hyps)
+        windows = torch.randn(n, *own.img_shape)
+        if own.normalizer not in NORMALIZERS:
+            made = OwnNormaliser.fitted(own.normalizer, hyps.plugins, windows)
+            windows = made(windows)
         return SimpleNamespace(info=info), Batch(windows, torch.rand(n, info.n_units))
 
     @staticmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gridrun.nn import Spectrum, flat_transform
 from gridrun.readers import Rows
 from gridrun.training.data import Batch
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import Normaliser, OwnNormaliser
 
 FRAMES_AT_ONCE = 200
 Ints = NDArray[np.int64]
@@ -169,7 +169,7 @@ class Windows:
     first_frames: Tensor
     targets: Tensor
     n_lags: int
-    normalise: Normaliser
+    normalise: Normaliser | OwnNormaliser
     rows: Rows
     dt_s: float
     repeats: Tensor | None = None

@@ -14,6 +14,7 @@ from gridrun.config.messages import shown, suggest
 from gridrun.config.runner_keys import RunnerKeys
 
 EVERY = 5  # epochs from one diagnosis to the next, if not told
+NORMALIZERS = ("none", "global", "per_channel", "per_sample")
 DISTORTERS = ("gaussian", "jitter", "dropout")
 
 
@@ -324,6 +325,9 @@ class Hyperparams(RunnerKeys):
             yield str(self.distorter)
         for entry in self.augmenters:
             yield class_name(entry)
+        normalizer = getattr(self, "normalizer", "none")
+        if normalizer not in NORMALIZERS:
+            yield class_name(normalizer)
 
     def identity_value(self, name: str) -> object:
         """The part of a key's value that acts."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gridrun import plugin_files
+from gridrun.config.keys import NORMALIZERS
 from gridrun.errors import ConfigError, DataError
 from gridrun.general.data_sets import DataSet, Metric, read_set
-from gridrun.general.hyperparams import NORMALIZERS, GeneralHyperparams
+from gridrun.general.hyperparams import GeneralHyperparams
 from gridrun.training.data import (
     Batch,
     Data,
@@ -21,7 +21,7 @@ from gridrun.training.data import (
     size_problems,
 )
 from gridrun.training.losses import make_loss
-from gridrun.training.normalise import Normaliser
+from gridrun.training.normalise import Normaliser, OwnNormaliser
 from gridrun.training.seeding import derive_seed, random_subset
 
 
@@ -214,7 +214,7 @@ def open_data(
         val=validated,
         test=split("test", "test", None),
         info=info,
-        norm_stats=normaliser_stats(hyps, normaliser),
+        norm_stats=normaliser.stats(),
         subsets={name: split(name, name, None) for name in data.subsets},
     )
     return bootstrapped(whole, hyps, stretch=1)
@@ -232,11 +232,8 @@ def fitted_normaliser(hyps: GeneralHyperparams, train: Arrays) -> Any:
     if values.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
         raise ConfigError("normalizer: inputs are whole numbers; use none")
     if hyps.normalizer not in NORMALIZERS:
-        made = plugin_files.make(
-            "normalizer", hyps.normalizer, hyps.plugins, NORMALIZERS
-        )
-        made.fit(as_float32(values))
-        return made
+        own = as_float32(values)
+        return OwnNormaliser.fitted(hyps.normalizer, hyps.plugins, own)
     kind = str(hyps.normalizer)
     if kind == "per_sample" or values.ndim < 2:
         if kind != "global":
@@ -245,19 +242,3 @@ def fitted_normaliser(hyps: GeneralHyperparams, train: Arrays) -> Any:
     by_channel = values.double().transpose(0, 1).flatten(1)
     means, variances = by_channel.mean(1), by_channel.var(1, correction=0)
     return Normaliser.of_channels(kind, means.tolist(), variances.tolist())
-
-
-def normaliser_stats(hyps: GeneralHyperparams, normaliser: Any) -> dict[str, Any]:
-    """A normaliser as plain data, for checkpoints."""
-    if isinstance(normaliser, Normaliser):
-        return normaliser.stats()
-    return {"normalizer": hyps.normalizer, "stats": normaliser.stats()}
-
-
-def load_normaliser(hyps: GeneralHyperparams, stats: Mapping[str, Any]) -> Any:
-    """The normaliser of a checkpoint."""
-    if "stats" not in stats:
-        return Normaliser.load(stats)
-    made = plugin_files.make("normalizer", hyps.normalizer, hyps.plugins)
-    made.load(stats["stats"])
-    return made

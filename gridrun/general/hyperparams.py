@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 from gridrun.config import Hyperparams, key
 from gridrun.config.keys import class_name
 
-NORMALIZERS = ("none", "global", "per_channel", "per_sample")
-
 
 class GeneralHyperparams(Hyperparams):
     """Keys of `general`: those of every library, for plug-in models and data sets."""
@@ -63,7 +61,7 @@ class GeneralHyperparams(Hyperparams):
         return {}
 
     def plugin_names(self) -> Iterable[str]:
-        """Adds data sets, loss and normaliser."""
+        """Adds data sets and loss."""
         from gridrun.training.losses import is_of_torch
 
         yield from super().plugin_names()
@@ -72,8 +70,6 @@ class GeneralHyperparams(Hyperparams):
             yield self.val_set
         if not is_of_torch(class_name(self.lossfxn)):
             yield class_name(self.lossfxn)
-        if self.normalizer not in NORMALIZERS:
-            yield class_name(self.normalizer)
 
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:
         """Adds the conditions of data in memory."""

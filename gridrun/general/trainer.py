@@ -24,6 +24,7 @@ from gridrun.training.cohort import LiveRun
 from gridrun.training.data import Batch, Data, DataInfo, Split, in_order
 from gridrun.training.extras import Extras
 from gridrun.training.losses import l1_of_outputs, make_loss
+from gridrun.training.normalise import load_normaliser
 from gridrun.training.seeding import seeded_globals
 from gridrun.training.terms import Terms, as_terms
 from gridrun.training.trainer import EVAL_BATCH_SIZE, Trainer
@@ -90,8 +91,7 @@ class GeneralTrainer(Trainer):
     @functools.cached_property
     def normalise(self) -> Any:
         """Normalises inputs, and targets of pair data."""
-        hyps = self._hyps(self.runs[0])
-        return datas.load_normaliser(hyps, self.data.norm_stats)
+        return load_normaliser(self.data.norm_stats, self.runs[0].hyps.plugins)
 
     @staticmethod
     def _hyps(run: LiveRun) -> GeneralHyperparams:

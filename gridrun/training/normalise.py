@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gridrun import plugin_files
+from gridrun.config.keys import NORMALIZERS
+
 NORM_EPS = 1e-7
+FITTED_VALUES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Normaliser:
     def load(cls, norm_stats: Mapping[str, Any]) -> Normaliser:
         """As kept in a checkpoint."""
         return cls(norm_stats["normalizer"], norm_stats["mean"], norm_stats["std"])
+
+    @property
+    def is_of_frames(self) -> bool:
+        """Whether each frame of a movie is treated alike, wherever it stands."""
+        return self.kind in ("global", "none")
 
     def stats(self) -> dict[str, Any]:
         """As plain data, for checkpoints."""
@@ -85,6 +94,69 @@ class Normaliser:
             return y * (self.std + NORM_EPS) + self.mean
         mean, std = self._of_channels_of(y)
         return y * (std + NORM_EPS) + mean
+
+
+class OwnNormaliser:
+    """A plug-in's normaliser in the place of ours.
+
+    Args:
+        entry: The value of the key `normalizer`.
+        made: Its object: `fit(inputs)`, `stats()`, `load(stats)`, a call and `inverse`.
+    """
+
+    kind = "own"
+
+    def __init__(self, entry: Any, made: Any) -> None:
+        self.entry = entry
+        self.made = made
+
+    @classmethod
+    def fitted(cls, entry: Any, plugins: str | None, inputs: Tensor) -> OwnNormaliser:
+        """One fitted on inputs (N, ...).
+
+        Raises:
+            ConfigError: If there is none, or it refuses its arguments.
+        """
+        made = plugin_files.make("normalizer", entry, plugins, NORMALIZERS)
+        made.fit(inputs)
+        return cls(entry, made)
+
+    def stats(self) -> dict[str, Any]:
+        """As plain data, for checkpoints."""
+        return {"normalizer": self.entry, "stats": self.made.stats()}
+
+    def __call__(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """x (B, ...) normalised."""
+        found: Tensor = self.made(x)
+        return found
+
+    def inverse(self, y: Tensor, inputs: Tensor) -> Tensor:
+        """What y was before; `inputs` as they were before."""
+        found: Tensor = self.made.inverse(y, inputs)
+        return found
+
+
+def load_normaliser(
+    norm_stats: Mapping[str, Any], plugins: str | None
+) -> Normaliser | OwnNormaliser:
+    """The normaliser of a checkpoint."""
+    if "stats" not in norm_stats:
+        return Normaliser.load(norm_stats)
+    entry = norm_stats["normalizer"]
+    made = plugin_files.make("normalizer", entry, plugins, NORMALIZERS)
+    made.load(norm_stats["stats"])
+    return OwnNormaliser(entry, made)
+
+
+def evenly_spaced(n_samples: int, n_values: int) -> Tensor:
+    """Which of the samples a plug-in is fitted on: all that 256 MiB hold.
+
+    Args:
+        n_samples: How many there are.
+        n_values: Of each.
+    """
+    n = max(min(n_samples, FITTED_VALUES // n_values), 1)
+    return torch.arange(n) * n_samples // n
 
 
 def _sample_means(x: Tensor) -> Tensor:

@@ -497,8 +497,10 @@ DATA: dict[str, list[Row]] = {
         Row("per_sample", (dw,)),
         Row("per_channel", (dw,), only=(RETINA, GENERAL)),
         Row("global", (dw,), only=(IMAGES, GENERAL)),
-        Row({"class": "Halving"}, (dw,), only=GENERAL),
-        Row("Halves", "normalizer: unknown 'Halves'", only=GENERAL),
+        Row({"class": "Halving"}, (dw,), PLUGINS),
+        Row("Halving", (dw,), PLUGINS),
+        Row("Halves", "normalizer: unknown 'Halves'", PLUGINS),
+        Row("globl", "normalizer: unknown 'globl' .did you mean 'global'"),
     ],
 }
 TRAINING: dict[str, list[Row]] = {

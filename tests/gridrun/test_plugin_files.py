@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strategies import OF_MOVIE
+from strategies import OF_MOVIE, OF_SET
 
 from gridrun import load_model, load_sweep, run_sweep
 from gridrun.errors import ConfigError
@@ -459,3 +459,41 @@ def test_a_retina_plugin_derives_from_the_library_s_model(
     }
     with pytest.raises(ConfigError, match=r"Own must derive from .*RetinaModel"):
         run_sweep(asked, quiet=True)
+
+
+@pytest.mark.parametrize("library", ["imgclass", "torchdeepretina"])
+def test_a_plugin_normaliser_is_kept_and_used_again(
+    tmp_path: Path,
+    write_images: Callable[..., Any],
+    write_recording: Callable[..., Any],
+    library: str,
+) -> None:
+    """Its numbers are in the checkpoint; scores and predictions come out with them."""
+    images = write_images(tmp_path / "set" / "images.h5")
+    movie = write_recording(tmp_path / "rec" / "movie.h5")
+    base = OF_SET if library == "imgclass" else OF_MOVIE
+    asked = {
+        **dict(base),
+        "exp_name": "sweep",
+        "normalizer": "Halving",
+        "batch_size": 16,
+        "n_epochs": 2,
+        "lr": 0.01,
+        "seed": 1,
+        "data_root": str(tmp_path),
+        "plugins": str(PLUGINS),
+        "save_root": str(tmp_path / "runs"),
+        "executor": "serial",
+    }
+    (run,) = run_sweep(asked, quiet=True).runs()
+    assert run.record["error"] is None
+    kept = run.checkpoint()["norm_stats"]
+    largest = images["train/images"].max() / 255
+    if library == "torchdeepretina":
+        largest = movie["train/stimulus"].max()
+    assert kept["normalizer"] == "Halving"
+    assert kept["stats"]["size"] == pytest.approx(2 * float(largest), rel=0.02)
+    assert run.evaluate("test") == run.record["test"]
+    found = run.predict("test")
+    if library == "imgclass":
+        assert found.accuracy == pytest.approx(run.record["test"]["test_acc"])

@@ -108,7 +108,8 @@ def test_objects_are_classes_with_arguments(own: Any) -> None:
     """The attributes with the names of the constructor's parameters."""
     loss = recordable(nn.SmoothL1Loss(beta=0.5), "loss_function")
     assert loss["class"] == "SmoothL1Loss"
-    assert loss["args"]["beta"] == 0.5
+    assert loss["args"] == {"beta": 0.5}
+    assert recordable(nn.CrossEntropyLoss(), "loss_function") == "CrossEntropyLoss"
     assert recordable(own.Weighted(3.0), "loss_function") == {
         "class": "own_things:Weighted",
         "args": {"factor": 3.0},
