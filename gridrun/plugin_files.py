@@ -258,6 +258,9 @@ def make(key: str, entry: Any, plugins: str | None, known: Iterable[str] = ()) -
         ConfigError: If there is none, or it refuses the arguments.
     """
     args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
+    if isinstance(entry, Mapping) and set(entry) - {"class", "args"}:
+        text = f'expected a name or {{"class", "args"}}, got {shown(entry)}'
+        raise ConfigError(f"{key}: {text}")
     if not isinstance(args, Mapping):
         raise ConfigError(f"{key}: args: expected an object, got {shown(args)}")
     found = load(key, class_name(entry), plugins, known)

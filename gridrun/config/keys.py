@@ -284,7 +284,13 @@ class Hyperparams(RunnerKeys):
                 "MultiStepLR": {"milestones": [10, 20, 30]},
             }
             args = usual.get(self.scheduler, {})
-        return {"scheduler_args": args}
+        values: dict[str, object] = {"scheduler_args": args}
+        for name in ("lossfxn", "normalizer"):  # a class without arguments is its name
+            entry = getattr(self, name, None)
+            is_class = isinstance(entry, dict) and set(entry) <= {"class", "args"}
+            if is_class and not entry.get("args"):
+                values[name] = class_name(entry)
+        return values
 
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:
         """Keys that act on nothing under these settings, each with the reason.

@@ -47,15 +47,6 @@ class GeneralHyperparams(Hyperparams):
         if mode not in ("max", "min") and metric not in ("val_loss", "val_acc", "loss"):
             yield "monitor", f"say what is better: {metric}:max or {metric}:min"
 
-    def resolved(self) -> dict[str, object]:
-        """A class without arguments is its name."""
-        values = super().resolved()
-        for name in ("lossfxn", "normalizer"):
-            entry = getattr(self, name)
-            if isinstance(entry, dict) and not entry.get("args"):
-                values[name] = class_name(entry)
-        return values
-
     def for_models(self) -> dict[str, Any]:
         """Nothing: a model's settings are `model_args`."""
         return {}
