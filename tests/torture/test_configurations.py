@@ -15,7 +15,7 @@ from torture.conftest import IMAGES, RETINA, count, random_of
 
 from gridrun.cli import main
 
-N_FUZZED, N_VALID = count(10_000, 1000), count(500, 50)
+N_FUZZED, N_VALID = count(10_000, 500), count(500, 50)
 PER_TEST = 100
 BASES: dict[str, dict[str, Any]] = {
     "images": IMAGES | {"log_frequency": 1},  # batches may be few

@@ -15,7 +15,7 @@ from gridrun.cli import main
 from gridrun.errors import CheckpointError
 from gridrun.store import RunFolder
 
-N_FLIPS, N_CUTS, N_ZEROS = count(1000, 24), count(200, 6), count(50, 4)
+N_FLIPS, N_CUTS, N_ZEROS = count(1000, 16), count(200, 4), count(50, 3)
 TRIALS = [("flip", i) for i in range(N_FLIPS)]
 TRIALS += [("cut", i) for i in range(N_CUTS)]
 TRIALS += [("zeros", i) for i in range(N_ZEROS)]

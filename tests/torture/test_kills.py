@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from torture.conftest import Scenario, count, random_of
 
-N_KILLS = count(160, 6)  # in forked commands
-N_COMMANDS = count(40, 4)  # commands with worker processes
-N_POINTS = count(10_000, 14)  # of the changes of files, all in full
+N_KILLS = count(160, 4)  # in forked commands
+N_COMMANDS = count(40, 2)  # commands with worker processes
+N_POINTS = count(10_000, 8)  # of the changes of files, all in full
 N_PARTS = count(20, 1)
 MOST_KILLS = 4
 
