@@ -77,10 +77,7 @@ class PluginFolder:
         package = _package(self.path)
         parts = path.relative_to(self.path).with_suffix("").parts
         name = ".".join([package, *parts])
-        stamps = {
-            str(file): (file.stat().st_mtime_ns, file.stat().st_size)
-            for file in with_siblings([path])
-        }
+        stamps = stamps_of(path)
         known = vars(sys.modules[package]).setdefault("__stamps__", {})
         if any(known.get(file, stamp) != stamp for file, stamp in stamps.items()):
             for other in [one for one in sys.modules if one.startswith(f"{package}.")]:
@@ -89,6 +86,30 @@ class PluginFolder:
             importlib.invalidate_caches()
         known |= stamps
         return imported(name, path)
+
+
+def stamps_of(path: Path) -> dict[str, tuple[int, int]]:
+    """Time and size of a file, and of those of its package that it imports."""
+    return {
+        str(file): (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in with_siblings([path])
+    }
+
+
+def imported_unchanged(name: str, path: Path) -> ModuleType:
+    """A module by its import path, which Python imports once in a process.
+
+    Raises:
+        ConfigError: If it cannot be imported, or is no longer what this process uses:
+            the record would name a source that did not train.
+    """
+    module, stamps = imported(name, path), stamps_of(path)
+    before = vars(module).setdefault("__gridrun_stamps__", stamps)
+    changed = [file for file, stamp in stamps.items() if before.get(file) != stamp]
+    if changed:
+        text = f"{changed[0]} has changed since this process imported it"
+        raise ConfigError(f"{text}; start Python (or the notebook's kernel) anew")
+    return module
 
 
 def imported(name: str, path: Path) -> ModuleType:
@@ -229,7 +250,7 @@ def load(key: str, name: str, plugins: str | None, known: Iterable[str] = ()) ->
         if plugins and ":" not in name:
             module = plugin_folder(plugins).module(found.path)
         else:
-            module = imported(name.partition(":")[0], found.path)
+            module = imported_unchanged(name.partition(":")[0], found.path)
         return getattr(module, found.name)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error

@@ -13,7 +13,7 @@ import pytest
 from strategies import OF_MOVIE, OF_SET
 
 from gridrun import load_model, load_sweep, run_sweep
-from gridrun.errors import ConfigError
+from gridrun.errors import ConfigError, DataError
 from gridrun.plugin_files import (
     construct,
     find,
@@ -497,3 +497,126 @@ def test_a_plugin_normaliser_is_kept_and_used_again(
     found = run.predict("test")
     if library == "imgclass":
         assert found.accuracy == pytest.approx(run.record["test"]["test_acc"])
+
+
+# --- sources that change ------------------------------------------------------------
+
+SCALED = (
+    "from torch import nn\n{imports}\nclass Net(nn.Linear):\n"
+    "    def __init__(self): super().__init__(2, 3)\n"
+    "    def forward(self, x): return V * super().forward(x)\n"
+)
+
+
+def half_trained(keys: dict[str, Any], root: Path) -> dict[str, Any]:
+    """A request whose run has one of two epochs."""
+    asked = {key: value for key, value in BASE.items() if key != "model_args"}
+    asked |= {"n_epochs": 2, "save_root": str(root), **keys}
+    (run,) = run_sweep(asked, quiet=True).runs()
+    run.folder.forget_after(1, best=1)
+    run.folder.cut_tables(1)
+    run.folder.update(state="interrupted")
+    return asked
+
+
+@pytest.mark.parametrize("changed", ["helper.py", "sub/helper.py"])
+def test_helpers_of_equal_names_are_guarded_each(tmp_path: Path, changed: str) -> None:
+    """By their paths: neither stands in for the other."""
+    own = tmp_path / "own"
+    shutil.copytree(PLUGINS, own)
+    (own / "sub").mkdir()
+    for name in ("helper.py", "sub/helper.py"):
+        (own / name).write_text("V = 1.0\n")
+    imports = "from .helper import V as W\nfrom .sub.helper import V"
+    (own / "net.py").write_text(SCALED.format(imports=imports))
+    look_again()
+    asked = half_trained({"model_type": "Net", "plugins": str(own)}, tmp_path / "runs")
+    (own / changed).write_text("V = 2.00\n")
+    with pytest.raises(ConfigError, match=rf"the source of {changed}"):
+        run_sweep(asked, quiet=True)
+
+
+def test_helpers_of_an_import_path_are_guarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imported by full name; and one process does not train what it no longer is."""
+    package = tmp_path / "guarded_package"
+    package.mkdir()
+    (package / "util.py").write_text("V = 1.0\n")
+    imports = "from guarded_package.util import V"
+    (package / "net.py").write_text(SCALED.format(imports=imports))
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"model_type": "guarded_package.net:Net", "plugins": str(PLUGINS)}
+    asked = half_trained(keys, tmp_path / "runs")
+    names = [path.name for path in source_files([keys["model_type"]], None)]
+    assert sorted(names) == ["net.py", "util.py"]
+    (package / "util.py").write_text("V = 2.00\n")
+    with pytest.raises(ConfigError, match=r"util\.py has changed since this process"):
+        run_sweep(asked, quiet=True)
+    for name in [one for one in sys.modules if one.startswith("guarded_package")]:
+        del sys.modules[name]
+
+
+def test_an_edited_helper_is_what_trains(tmp_path: Path) -> None:
+    """In one session, as a notebook is."""
+    own = tmp_path / "own"
+    shutil.copytree(PLUGINS, own)
+    (own / "net.py").write_text(SCALED.format(imports="from .helper import V"))
+    losses = []
+    for text in ("V = 1.0\n", "V = 30.0\n"):
+        (own / "helper.py").write_text(text)
+        keys = {key: value for key, value in BASE.items() if key != "model_args"}
+        root = str(tmp_path / f"runs{len(losses)}")
+        asked = {**keys, "model_type": "Net", "plugins": str(own), "save_root": root}
+        losses.append(run_sweep(asked, quiet=True).runs()[0].record["test"])
+    assert losses[0] != losses[1]
+
+
+ODD = """
+import sys
+import torch
+from torch import nn
+class Exits(nn.Linear):
+    def __init__(self): sys.exit(0)
+class Reads(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 3)
+        self.rates = [one.item() for one in torch.linspace(0, 1, 3)]
+class Normed(nn.Sequential):
+    def __init__(self): super().__init__(nn.BatchNorm1d(2), nn.Linear(2, 3))
+class Nothing:
+    def splits(self): sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": "Exits"}, "Exits cannot be made of nothing: SystemExit"),
+        ({"dataset": "Nothing"}, "dataset: Nothing: SystemExit"),
+        ({"model_type": "Normed", "batch_size": 1}, "cannot be trained on: ValueError"),
+        ({"plugins": 3}, "plugins: expected text"),
+        ({"augmenters": [{"class": "Louder", "args": [1]}]}, "expected an object"),
+        ({"augmenters": [{"class": "Louder", "arg": 1}]}, "expected a name or"),
+        ({"model_type": "Reads"}, None),
+    ],
+    ids=str,
+)
+def test_odd_plugins(tmp_path: Path, keys: dict[str, Any], message: str | None) -> None:
+    """Told before anything starts, beside a file that no parser takes; or trained."""
+    own = tmp_path / "own"
+    shutil.copytree(PLUGINS, own)
+    (own / "odd.py").write_text(ODD)
+    (own / "deep.py").write_text("x = " + "(" * 3000 + ")" * 3000)
+    look_again()
+    base = dict(BASE)
+    if "model_type" in keys:
+        del base["model_args"]
+    root = tmp_path / "runs"
+    asked = {**base, "plugins": str(own), "save_root": str(root), **keys}
+    if message is None:
+        assert run_sweep(asked, quiet=True).states() == {"done": 1}
+        return
+    with pytest.raises((ConfigError, DataError), match=message):
+        run_sweep(asked, quiet=True)
+    assert not root.exists()
