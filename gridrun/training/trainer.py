@@ -121,9 +121,9 @@ class Trainer(abc.ABC):
         trials.try_out(cls, library, hyps, info)
 
     @staticmethod
-    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch]:
-        """What a trainer needs of data, and n samples like those of the data."""
-        raise NotImplementedError
+    def trial(hyps: Hyperparams, info: DataInfo, n: int) -> tuple[Any, Batch] | None:
+        """What a trainer needs of data, and n samples like those; None: no trial."""
+        return None
 
     def try_batch(self, run: LiveRun, batch: Batch) -> None:
         """Compute what training and evaluation compute for a batch."""

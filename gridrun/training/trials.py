@@ -50,7 +50,10 @@ def try_out(
             "number": 0,
         }
         run = cast(LiveRun, SimpleNamespace(**given))
-        data, batch = trainer.trial(hyps, info, min(hyps.batch_size, N_TRIED))
+        made = trainer.trial(hyps, info, min(hyps.batch_size, N_TRIED))
+        if made is None:
+            return
+        data, batch = made
         shape = list(batch.inputs.shape)
         try:
             trainer(library, [run], data).try_batch(run, batch)
