@@ -71,7 +71,7 @@ def differences(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
 
 def _is_same(value: Any, other: Any) -> bool:
     kind = type(value)
-    if kind is not type(other):
+    if kind is not type(other) or value != other:
         return False
     # 0.0 and -0.0 are equal, and so are [1] and [True]
-    return bool(value == other) if kind in EXACT else repr(value) == repr(other)
+    return kind in EXACT or kind is float and value != 0 or repr(value) == repr(other)
