@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,38 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_durably(path: Path, content: bytes | str) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one."""
-    replace_file(path, content)
+def write_durably(path: Path, content: bytes | str, time_ns: int | None = None) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one.
+
+    Args:
+        path: The file.
+        content: All of it.
+        time_ns: The time of change that it shall bear; None: now.
+    """
+    replace_file(path, content, time_ns)
     sync_folder(path.parent)
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
+def replace_file(path: Path, content: bytes | str, time_ns: int | None = None) -> None:
     """The same; on disk once the folder is synced."""
     data = content.encode() if isinstance(content, str) else content
     halfway = temporary(path)
     with writing(path):
         with halfway.open("wb", buffering=0) as file:
             _write_all(file, data)
+            if time_ns is not None:
+                os.utime(file.fileno(), ns=(time_ns, time_ns))
             os.fsync(file.fileno())
         halfway.replace(path)
+
+
+def file_system_time_ns(folder: Path) -> int:
+    """The present time on the clock that stamps files in a folder."""
+    with (
+        writing(folder),
+        tempfile.TemporaryFile(prefix=".", suffix=TEMPORARY, dir=folder) as file,
+    ):
+        return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:

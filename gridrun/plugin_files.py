@@ -5,7 +5,6 @@ What a file holds is read from its source; it runs only when something of it is 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,24 +20,13 @@ from typing import Any
 from gridrun.config.keys import class_name
 from gridrun.config.messages import shown, suggest
 from gridrun.errors import ConfigError
-
-# what reading a source can raise: of a file, its encoding, its syntax, its depth
-UNREADABLE = (SyntaxError, ValueError, OSError, MemoryError, RecursionError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Definition:
-    """A public class or function of a file.
-
-    Args:
-        name: Its name.
-        path: The file.
-        library: What a class states as LIBRARY, if it does.
-    """
-
-    name: str
-    path: Path
-    library: str | None = None
+from gridrun.sources import (
+    UNREADABLE,
+    Definition,
+    definition_of,
+    definitions_of,
+    with_siblings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,42 +151,6 @@ def look_again() -> None:
     plugin_folder.cache_clear()
 
 
-def definitions_of(path: Path) -> Iterator[Definition]:
-    """The public classes and functions of a file, read from its source.
-
-    Raises:
-        SyntaxError, ValueError, OSError: If it cannot be read.
-    """
-    tree = _parsed(path)
-    libraries: dict[str, str | None] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            bases = [one.id for one in node.bases if isinstance(one, ast.Name)]
-            inherited = [libraries[base] for base in bases if base in libraries]
-            stated = [*_stated_library(node), *inherited, None]
-            libraries[node.name] = stated[0]
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
-            yield Definition(node.name, path, libraries.get(node.name))
-
-
-def _parsed(path: Path) -> ast.Module:
-    """The syntax of a file, in whatever encoding it declares."""
-    return ast.parse(path.read_bytes(), str(path))
-
-
-def _stated_library(node: ast.ClassDef) -> Iterator[str]:
-    for line in node.body:
-        if isinstance(line, ast.AnnAssign):
-            targets: list[ast.expr] = [line.target]
-        elif isinstance(line, ast.Assign):
-            targets = line.targets
-        else:
-            continue
-        names = [one.id for one in targets if isinstance(one, ast.Name)]
-        if "LIBRARY" in names and isinstance(line.value, ast.Constant):
-            yield str(line.value.value)
-
-
 def find(name: str, plugins: str | None) -> Definition | None:
     """The definition of a plug-in's name or of an import path; None if there is none.
 
@@ -214,12 +166,9 @@ def find(name: str, plugins: str | None) -> Definition | None:
     module, _, own = name.partition(":")
     path = _module_file(module)
     try:
-        for one in definitions_of(path):
-            if one.name == own:
-                return one
+        return definition_of(path, own)
     except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return None
 
 
 def _module_file(module: str) -> Path:
@@ -361,45 +310,3 @@ def source_files(names: Iterable[str], plugins: str | None) -> list[Path]:
     return with_siblings(
         one.path for name in names if (one := find(name, plugins)) is not None
     )
-
-
-def with_siblings(paths: Iterable[Path]) -> list[Path]:
-    """Files, and those of their packages that they import, sorted."""
-    waiting = list(paths)
-    found: dict[Path, None] = {}
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found[path] = None
-            waiting += _imported_siblings(path)
-    return sorted(found)
-
-
-def _imported_siblings(path: Path) -> Iterator[Path]:
-    """Files of its own package that a file imports, relatively or by full name."""
-    try:
-        tree = _parsed(path)
-    except UNREADABLE:  # told when it is imported
-        return
-    for node in ast.walk(tree):
-        modules: list[Path] = []
-        if isinstance(node, ast.ImportFrom):
-            name = node.module or ""
-            folder = path.parents[node.level - 1] if node.level else _top(path, name)
-            if folder is not None:
-                module = folder.joinpath(*name.split("."))
-                modules = [module, *(module / alias.name for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                folder = _top(path, alias.name)
-                if folder is not None:
-                    modules.append(folder.joinpath(*alias.name.split(".")))
-        for one in modules:
-            places = (one.with_name(f"{one.name}.py"), one / "__init__.py")
-            yield from (place for place in places if place.is_file())
-
-
-def _top(path: Path, module: str) -> Path | None:
-    """The folder that holds a file's package, if a module is of that package."""
-    package = module.partition(".")[0]
-    return next((one.parent for one in path.parents if one.name == package), None)

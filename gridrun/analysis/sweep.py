@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gridrun.analysis import tables
 from gridrun.analysis.run import Epoch, Run, read_checkpoint
+from gridrun.analysis.scores import Scores, read_scores
 from gridrun.errors import CheckpointError, StoreError
 from gridrun.plugins import permitted, recorded_library
 from gridrun.run import RunState
@@ -17,6 +18,8 @@ from gridrun.store import RunFolder, SweepFolder
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+    from gridrun.analysis.factors import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,28 @@ class Sweep:
         columns = {f"{metric}_{name}": name for name in tables.statistics([])}
         return table[[*kept, *columns]].rename(columns=columns)
 
+    def scores(self, metric: str) -> Scores:
+        """A metric of the runs that are done, for `gridrun.analysis.factors`.
+
+        Args:
+            metric: A metric column of `results()`.
+        """
+        return read_scores(tables.read_runs(self.folder), metric)
+
+    def compare(
+        self, a: Mapping[str, Any], b: Mapping[str, Any], metric: str
+    ) -> Comparison:
+        """A metric at one place of the grid less that at another, paired by repeat.
+
+        Args:
+            a, b: Axis to value, as in `GridPoint.axes`; means are taken over axes that
+                are not named.
+            metric: A metric column of `results()`.
+        """
+        from gridrun.analysis.factors import compare
+
+        return compare(self.scores(metric), a, b)
+
     def best(
         self,
         metric: str = "val_acc",
@@ -168,11 +193,14 @@ class Sweep:
         self, metric: str = "val_acc", mode: Literal["min", "max"] | None = None
     ) -> Run:
         """The run of the best grid point that is nearest to the point's median."""
+        return self.median_run(self.best(metric, mode))
+
+    def median_run(self, point: GridPoint) -> Run:
+        """The run of a grid point that is nearest to the median of its metric."""
         import statistics
 
-        point = self.best(metric, mode)
         values = {
-            run.record["number"]: run.metrics()[metric]
+            run.record["number"]: run.metrics()[point.metric]
             for run in tables.read_runs(self.folder)
             if run.record["number"] in point.numbers
         }

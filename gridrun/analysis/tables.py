@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from gridrun.config import complete, get_nested, keys_of, suggest, varied, varying
-from gridrun.durable import read_record, write_durably
+from gridrun.durable import file_system_time_ns, read_record, write_durably
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plugins import libraries, recorded_library
 from gridrun.run import RunState
@@ -280,27 +280,29 @@ def without_nan(value: Any) -> Any:
 def write_tables(sweep: SweepFolder) -> list[RunSummary]:
     """Derive results.csv and summary.csv from the run folders; returns the runs.
 
-    Where every run was finished before they were written they are left as they are.
+    Where every run was finished before they were read for the tables that are there,
+    these are left as they are.
     """
     with sweep.locked():
+        begun_ns = file_system_time_ns(sweep.path)
         runs = read_runs(sweep)
         if _are_final(sweep, runs):
             return runs
         axes = axis_names(runs)
-        write_durably(sweep.results, csv_text(_result_rows(runs, axes)))
-        write_durably(sweep.summary, csv_text(_summary_rows(runs, axes)))
+        write_durably(sweep.results, csv_text(_result_rows(runs, axes)), begun_ns)
+        write_durably(sweep.summary, csv_text(_summary_rows(runs, axes)), begun_ns)
     return runs
 
 
 def _are_final(sweep: SweepFolder, runs: Sequence[RunSummary]) -> bool:
-    """Whether the tables are of these runs, all ended before they were written."""
+    """Whether the tables are of these runs, which had all ended when they were read."""
     if not (sweep.results.exists() and sweep.summary.exists()):
         return False
     if sweep.results.read_bytes().count(b"\n") != len(runs) + 1:
         return False
-    written = min(f.stat().st_mtime_ns for f in (sweep.results, sweep.summary))
+    begun_ns = min(f.stat().st_mtime_ns for f in (sweep.results, sweep.summary))
     return all(
-        run.state.is_final and run.folder.record.stat().st_mtime_ns < written
+        run.state.is_final and run.folder.record.stat().st_mtime_ns < begun_ns
         for run in runs
     )
 

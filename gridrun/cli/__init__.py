@@ -24,7 +24,7 @@ from gridrun.cli.models import add_models, add_schema
 from gridrun.cli.new import add_new
 from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
-from gridrun.cli.show import add_results, add_status
+from gridrun.cli.show import add_report, add_results, add_status
 from gridrun.errors import GridrunError, StorageError, SweepStopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -117,6 +117,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         add_run,
         add_status,
         add_results,
+        add_report,
         add_evaluate,
         add_repair,
         add_new,

@@ -1,4 +1,4 @@
-"""`gridrun status` and `results`: where a sweep stands, and what came of it."""
+"""`gridrun status`, `results`, `report`: where a sweep stands, what came of it."""
 
 from __future__ import annotations
 
@@ -118,6 +118,33 @@ def results(given: argparse.Namespace) -> int:
         print(json.dumps(tables.without_nan(rows), indent=2))
     else:
         print(summary_text(rows) if given.summary else results_text(rows))
+    return 0
+
+
+def add_report(commands: Any) -> None:
+    """Declare `gridrun report`."""
+    command = commands.add_parser("report", help="one HTML page about a sweep")
+    command.add_argument("sweep", type=Path)
+    command.add_argument(
+        "--metric", help="a column of results.csv; default: val_acc, or the monitor's"
+    )
+    command.add_argument(
+        "--mode",
+        choices=("min", "max"),
+        help="what is better, if its name does not tell",
+    )
+    command.add_argument(
+        "--output", type=Path, help="default: report.html in the sweep's folder"
+    )
+    command.set_defaults(function=report)
+
+
+def report(given: argparse.Namespace) -> int:
+    """`gridrun report`."""
+    from gridrun.analysis.report import write_report
+    from gridrun.analysis.sweep import Sweep
+
+    print(write_report(Sweep(given.sweep), given.metric, given.mode, given.output))
     return 0
 
 

@@ -74,4 +74,4 @@ def _is_same(value: Any, other: Any) -> bool:
     if kind is not type(other) or value != other:
         return False
     # 0.0 and -0.0 are equal, and so are [1] and [True]
-    return kind in EXACT or kind is float and value != 0 or repr(value) == repr(other)
+    return kind in EXACT or (kind is float and value != 0) or repr(value) == repr(other)

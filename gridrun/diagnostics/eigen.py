@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gridrun.diagnostics.arrays import Floats, as_array
 from gridrun.diagnostics.context import NotApplicable
-from gridrun.diagnostics.figures import Floats, as_array
 
 Apply = Callable[[Tensor], Tensor]
 CHECK_TOLERANCE = 0.1  # of the search for an eigenvalue that was missed

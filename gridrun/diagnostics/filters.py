@@ -9,17 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from gridrun.diagnostics.arrays import Floats, as_array
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
-from gridrun.diagnostics.figures import (
-    Floats,
-    as_array,
-    lighten,
-    new_figure,
-    whole_ticks,
-    without_ticks,
-    wrapped,
-)
 from gridrun.diagnostics.layers import layer_named, named_maps
+from gridrun.figures import lighten, new_figure, whole_ticks, without_ticks, wrapped
 from gridrun.nn import LinearStackedConv2d
 
 MAX_COLUMNS = 8

@@ -7,15 +7,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from gridrun.diagnostics.arrays import Floats, as_array
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
 from gridrun.diagnostics.eigen import largest_eigenvalues
-from gridrun.diagnostics.figures import (
-    Floats,
-    as_array,
-    lighten,
-    new_figure,
-    whole_ticks,
-)
+from gridrun.figures import lighten, new_figure, whole_ticks
 
 MAX_STEPS = 300  # of the approximation
 TOLERANCE = 1e-4  # of squared singular values

@@ -11,17 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from gridrun.diagnostics.arrays import Floats, as_array
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
-from gridrun.diagnostics.figures import (
-    Floats,
-    as_array,
-    dot_size,
-    lighten,
-    new_figure,
-    whole_numbers,
-    whole_ticks,
-)
 from gridrun.diagnostics.layers import layer_named, named_maps, watch
+from gridrun.figures import dot_size, lighten, new_figure, whole_numbers, whole_ticks
 from gridrun.nn import GrabUnits
 
 MAX_CLASSES = 20  # that a legend names

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import nn
 
+from gridrun.diagnostics.arrays import Floats
 from gridrun.diagnostics.context import (
     Context,
     Found,
@@ -18,7 +19,7 @@ from gridrun.diagnostics.context import (
     Positive,
     Samples,
 )
-from gridrun.diagnostics.figures import Floats, lighten, new_figure
+from gridrun.figures import lighten, new_figure
 
 
 def perturbation(

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gridrun.diagnostics.arrays import Floats, as_array
 from gridrun.diagnostics.context import Context, Count, Found, NotApplicable, Samples
-from gridrun.diagnostics.figures import (
-    Floats,
-    as_array,
+from gridrun.figures import (
     dot_size,
     finite_range,
     lighten,

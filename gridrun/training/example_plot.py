@@ -12,7 +12,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gridrun.diagnostics.figures import (
+from gridrun.diagnostics.predictions import picture_grid
+from gridrun.figures import (
     finite_range,
     lighten,
     new_figure,
@@ -20,7 +21,6 @@ from gridrun.diagnostics.figures import (
     whole_ticks,
     without_ticks,
 )
-from gridrun.diagnostics.predictions import picture_grid
 
 Array: TypeAlias = NDArray[Any]
 MOST_SHOWN = 8

@@ -319,6 +319,8 @@ class Trainer(abc.ABC):
 
     def keep_examples(self, run: LiveRun, epoch: int, step: int) -> None:
         """Add to the run's examples, if it is to keep some."""
+        if not self.examples[run.number].indices:
+            return
         with run.random.evaluating(), self.guarded(run):
             self.examples[run.number].add(epoch, step)
 

@@ -75,7 +75,7 @@ def test_notebooks_run(name: str, tmp_path: Path) -> None:
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 2
+    assert len(pictures) == 5
 
 
 PAIRS = sorted((REPOSITORY / "training_scripts").glob("*hyperparams.json"))

@@ -99,6 +99,46 @@ def test_a_class_states_its_library(write: Write, source: str, library: str) -> 
     assert found.name == library
 
 
+@pytest.mark.parametrize(
+    "importing",
+    [
+        "from .base import Base",
+        "from .base import *",
+        "from .between import Base",
+        "from .base import Base as Mine\nclass Base(Mine): pass",
+    ],
+)
+def test_a_class_inherits_its_library_from_another_file(
+    write: Write, importing: str
+) -> None:
+    """Over several files, under another name; files that import each other end."""
+    folder = write(
+        a=f"{importing}\nclass Net(Base): pass",
+        base="from .a import *\nclass Base:\n    LIBRARY = 'imgclass'",
+        between="from .base import Base",
+    )
+    found = library_of("Net", folder)
+    assert found is not None
+    assert found.name == "imgclass"
+
+
+def test_a_package_may_offer_what_its_modules_define(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`package:Net` where `__init__` imports it; its file is the source."""
+    package = tmp_path / "offering_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .nets import Inner as Net\n")
+    source = "class Inner:\n    LIBRARY = 'imgclass'\n    size = 3\n"
+    (package / "nets.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = library_of("offering_package:Net")
+    assert found is not None
+    assert found.name == "imgclass"
+    assert load("model_type", "offering_package:Net", None).size == 3
+    assert source_files(["offering_package:Net"], None) == [package / "nets.py"]
+
+
 def test_files_import_each_other(write: Write) -> None:
     """`from .other import name`, over folders; what is imported counts as source."""
     folder = write(

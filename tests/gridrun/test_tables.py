@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -553,3 +555,38 @@ def test_json_gets_none_for_what_it_lacks() -> None:
     given = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": "x"}, "e": 2}
     expected = {"a": [1.5, None], "b": {"c": None, "d": "x"}, "e": 2}
     assert tables.without_nan(given) == expected
+
+
+def test_tables_hold_a_run_that_ended_while_they_were_written(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it was read for them, before they were there: they are not final."""
+    run = write_run(sweep, 0, {"lr": 0.1}, state="running", val_acc=[0.5])
+    rows_before = tables._result_rows
+
+    def end_the_run(*args: Any) -> Any:
+        rows = list(rows_before(*args))
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(record | {"state": "done"}))
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_result_rows", end_the_run)
+        tables.write_tables(SweepFolder(sweep))
+    assert ",interrupted," in (sweep / "results.csv").read_text()
+    tables.write_tables(SweepFolder(sweep))
+    assert ",done," in (sweep / "results.csv").read_text()
+
+
+def test_tables_of_finished_runs_are_written_once(sweep: Path) -> None:
+    """Until a run changes."""
+    write_run(sweep, 0, {"lr": 0.1}, val_acc=[0.5])
+    time.sleep(0.02)  # the clock of a file system may tick every hundredth of a second
+    tables.write_tables(SweepFolder(sweep))
+    (sweep / "results.csv").write_text("by hand\n2\n")
+    os.utime(sweep / "results.csv")
+    tables.write_tables(SweepFolder(sweep))
+    assert (sweep / "results.csv").read_text() == "by hand\n2\n"
+    (sweep / "sweep_0" / "run.json").touch()
+    tables.write_tables(SweepFolder(sweep))
+    assert (sweep / "results.csv").read_text().startswith("number,state")

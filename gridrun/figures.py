@@ -1,4 +1,4 @@
-"""Figures without pyplot: nothing global changes, nothing stays open."""
+"""Figures without pyplot: nothing global changes, nothing stays open; no torch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ import textwrap
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from torch import Tensor
-
-Floats = NDArray[np.float64]
-
-
-def as_array(x: Tensor) -> Floats:
-    """A tensor of any device and type as float64, without graph."""
-    found: Floats = x.detach().to("cpu", torch.float64).numpy()
-    return found
 
 
 def new_figure(
