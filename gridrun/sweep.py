@@ -47,6 +47,7 @@ __all__ = ["Run", "Sweep", "load_model", "load_sweep", "run_sweep"]
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_TABLES = 10.0
 SECONDS_BETWEEN_LOOKS = 0.5
+USUAL_THRESHOLD = 2_000
 
 
 def run_sweep(
@@ -125,6 +126,19 @@ def few_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+@contextlib.contextmanager
+def usual_collections() -> Iterator[None]:
+    """Look for garbage as usual inside, but not among what is there before."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(USUAL_THRESHOLD, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def start_early(
@@ -269,7 +283,8 @@ def _train(
             tables.refresh()
 
     try:
-        make_executor(hyps, n_workers, devices, server).run(jobs, report, stop)
+        with usual_collections():
+            make_executor(hyps, n_workers, devices, server).run(jobs, report, stop)
     finally:
         progress.close()
 

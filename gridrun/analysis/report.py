@@ -170,14 +170,14 @@ class Report:
         metric, runs = self.metric, self.runs
         yield "<h2>Learning</h2>"
         in_epochs = metric.removesuffix("_last")
-        has_epochs = any(in_epochs in row for run in runs for row in run.epochs[-1:])
+        if not any(in_epochs in row for run in runs for row in run.epochs[-1:]):
+            in_epochs = _usual_metric(runs)  # of a test score
         for axis in self.scores.axes[:MOST_CURVES] or [None]:
-            if has_epochs:
-                yield picture(
-                    plots.plot_learning_curves(runs, in_epochs, axis),
-                    f"{in_epochs} by {axis or 'epoch'}",
-                    curve_table(learning_curves(runs, in_epochs, axis)),
-                )
+            yield picture(
+                plots.plot_learning_curves(runs, in_epochs, axis),
+                f"{in_epochs} by {axis or 'epoch'}",
+                curve_table(learning_curves(runs, in_epochs, axis)),
+            )
         if not self.scores.axes or not self.scores.rows:
             return
         yield "<h2>What the axes do</h2>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -168,7 +169,7 @@ def level_text(level: Level) -> str:
     """A level for people."""
     if isinstance(level, float):
         return f"{level:.6g}"
-    return "null" if level is None else str(level)
+    return json.dumps(level) if level is None or isinstance(level, bool) else str(level)
 
 
 def mean_of(values: Sequence[float]) -> float:
