@@ -264,21 +264,21 @@ class Report:
         )
         yield "<h2>How it was made</h2>"
         lines = [{"runs": n, **json.loads(text)} for text, n in kinds.items()]
-        yield html_table([{k: tables.cell(v) for k, v in one.items()} for one in lines])
-        yield html_table([_request_row(request) for request in requests])
+        for line in lines:
+            versions = line["versions"] or {}
+            line["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
+        yield html_table(lines)
+        given = [one for request in requests for one in request["invocations"]]
+        yield html_table([_invocation_row(one) for one in given])
         yield f'<p class="note">gridrun {gridrun.__version__}</p>'
 
 
-def _request_row(request: Mapping[str, Any]) -> Row:
-    git = request.get("git") or {}
-    commit = str(git.get("commit", ""))[:12] + (
-        " + changes" * bool(git.get("is_dirty"))
-    )
-    return {
-        "time": request.get("time"),
-        "command": request.get("command"),
-        "commit": commit,
-    }
+def _invocation_row(invocation: Mapping[str, Any]) -> Row:
+    git = invocation["git"] or {}
+    commit = str(git.get("commit", ""))[:12]
+    changes = " and changes" if git.get("is_dirty") else ""
+    row = {name: invocation[name] for name in ("time", "host", "command")}
+    return row | {"commit": commit + changes}
 
 
 def _usual_metric(runs: Sequence[RunSummary]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from strategies import write_run, write_sweep
 
+from gridrun import run_sweep
 from gridrun.analysis import plots
 from gridrun.analysis.sweep import load_sweep
 from gridrun.cli import main
@@ -77,6 +79,23 @@ def test_the_page_tells_what_came_of_the_sweep(sweep: Path) -> None:
     assert "a <b>bold</b> error" in text
     assert len(page.sources) == 6  # two learning curves, then one of each kind
     assert all(one.startswith("data:image/png;base64,") for one in page.sources)
+
+
+def test_the_page_tells_how_the_sweep_was_made(tmp_path: Path) -> None:
+    """Command, commit, host and versions, of a sweep that was trained."""
+    given = {"exp_name": "own", "model_type": "SmallNet", "dataset": "digits"}
+    given |= {"img_shape": [1, 8, 8], "chans": [2], "ksizes": [3], "mid_dims": 4}
+    given |= {"batch_size": 64, "n_epochs": 1, "lr": 0.01, "augment": []}
+    data = str(Path(__file__).parents[2] / "data")
+    options = {"save_root": str(tmp_path), "data_root": data, "train_set_size": 64}
+    sweep = run_sweep(given, executor="serial", quiet=True, **options)
+    text = " ".join(report(sweep.path).texts)
+    versions = importlib.metadata.version("torch")
+    assert f"torch {versions}" in text
+    request = json.loads((sweep.path / "sweep.json").read_text())["requests"][0]
+    (invocation,) = request["invocations"]
+    for name in ("time", "host", "command"):
+        assert str(invocation[name]) in text
 
 
 def test_the_page_shows_diagnostics_and_evaluators(sweep: Path) -> None:
