@@ -268,16 +268,16 @@ class Report:
             versions = line["versions"] or {}
             line["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
         yield html_table(lines)
-        given = [one for request in requests for one in request["invocations"]]
+        given = [one for r in requests for one in r.get("invocations", [])]
         yield html_table([_invocation_row(one) for one in given])
         yield f'<p class="note">gridrun {gridrun.__version__}</p>'
 
 
 def _invocation_row(invocation: Mapping[str, Any]) -> Row:
-    git = invocation["git"] or {}
+    git = invocation.get("git") or {}
     commit = str(git.get("commit", ""))[:12]
     changes = " and changes" if git.get("is_dirty") else ""
-    row = {name: invocation[name] for name in ("time", "host", "command")}
+    row = {name: invocation.get(name) for name in ("time", "host", "command")}
     return row | {"commit": commit + changes}
 
 
