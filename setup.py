@@ -16,6 +16,8 @@ TRACKERS = {
     "wandb": ["wandb>=0.30"],
     "mlflow": ["mlflow-skinny>=3", "sqlalchemy", "alembic"],
 }
+CLUSTERS = {"slurm": ["submitit>=1.5"], "ray": ["ray>=2.50"]}
+OPTIONAL = TRACKERS | CLUSTERS
 TEST = ["pytest>=8", "pytest-xdist", "hypothesis", "nbclient", "nbformat", "ipykernel"]
 
 setup(
@@ -51,9 +53,9 @@ setup(
     ],
     extras_require={
         "notebook": ["ipykernel", "nbclient", "ipywidgets"],
-        **TRACKERS,
+        **OPTIONAL,
         "trackers": [one for some in TRACKERS.values() for one in some],
-        "test": [*TEST, *(one for some in TRACKERS.values() for one in some)],
+        "test": [*TEST, *(one for some in OPTIONAL.values() for one in some)],
         "dev": [*TEST, "ruff", "mypy", "pre-commit", "pytest-cov"],
     },
     entry_points={

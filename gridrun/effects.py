@@ -184,6 +184,7 @@ def check_data(request: Request, grid_points: Sequence[Point]) -> tuple[str, ...
     built: set[str] = set()
     notices: dict[str, None] = {}
     model_problems += _watcher_problems(request, grid_points[0].hyps)
+    model_problems += _cluster_problems(request, grid_points[0].hyps)
     for point in grid_points:
         hyps = point.hyps
         key = data_key(hyps)
@@ -284,6 +285,19 @@ def _watcher_problems(request: Request, hyps: Hyperparams) -> Iterator[Problem]:
         yield Problem(request.source_of("diagnostics"), "diagnostics", text)
 
 
+def _cluster_problems(request: Request, hyps: Hyperparams) -> Iterator[Problem]:
+    """What keeps a cluster from taking jobs, where one is asked for."""
+    from gridrun.executors import ray_tasks, slurm
+
+    found: Iterable[tuple[str, str]] = ()
+    if hyps.executor == "slurm":
+        found = slurm.problems(hyps)
+    elif hyps.executor == "ray":
+        found = ray_tasks.problems(hyps)
+    for key, text in found:
+        yield Problem(request.source_of(key), key, text)
+
+
 def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
     """Build a grid point's model without storage, and check what it must fit.
 
@@ -297,7 +311,8 @@ def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
     from gridrun.training.models import build_model
     from gridrun.training.seeding import kept_globals
 
-    pick_device(hyps.device)
+    if not hyps.is_on_cluster:  # whose machines may have other devices
+        pick_device(hyps.device)
     is_own = hyps.model_type not in request.library.model_names
     with kept_globals(), torch.device("cpu" if is_own else "meta"):
         model = build_model(request.library, hyps, info)

@@ -142,6 +142,26 @@ def refuse_changed(found: Sequence[Change], on_change: OnChange) -> str | None:
     )
 
 
+def set_aside(found: Sequence[Change]) -> None:
+    """Record of half-trained runs why they are not continued here."""
+    for change in found:
+        claim = Claim(change.folder.claim)
+        if not claim.acquire():
+            continue
+        text = (
+            f"half-trained under other circumstances: {'; '.join(change.differences)}; "
+            "give --on-change continue or --on-change restart"
+        )
+        change.folder.update(state=RunState.INTERRUPTED.value, error=text)
+        claim.release()
+
+
+def is_set_aside(record: Mapping[str, Any]) -> bool:
+    """Whether a machine of a cluster has declined to continue a run."""
+    is_interrupted = record["state"] == RunState.INTERRUPTED.value
+    return is_interrupted and bool(record.get("error"))
+
+
 def restart(found: Sequence[Change]) -> None:
     """Drop the epochs of half-trained runs, so that they start anew."""
     for change in found:

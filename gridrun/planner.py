@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from gridrun.config import Hyperparams, keys_of
@@ -63,14 +63,24 @@ class Job:
         """The same runs as two jobs; one, if there is a single run."""
         return self._cut(math.ceil(len(self.folders) / 2))
 
+    def only(self, folders: Container[str]) -> Job:
+        """The same job with those of its runs whose folders are given."""
+        return self._with(
+            [i for i, folder in enumerate(self.folders) if folder in folders]
+        )
+
     def _cut(self, size: int) -> list[Job]:
-        places = range(0, len(self.folders), size)
+        n_runs = len(self.folders)
         return [
-            dataclasses.replace(
-                self, folders=self.folders[i : i + size], hyps=self.hyps[i : i + size]
-            )
-            for i in places
+            self._with(range(i, min(i + size, n_runs))) for i in range(0, n_runs, size)
         ]
+
+    def _with(self, places: Sequence[int]) -> Job:
+        return dataclasses.replace(
+            self,
+            folders=tuple(self.folders[i] for i in places),
+            hyps=tuple(self.hyps[i] for i in places),
+        )
 
     def on(self, device: str) -> Job:
         """The same job on another device."""

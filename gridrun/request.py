@@ -185,7 +185,7 @@ def read_request(
     problems += wrong_overrides
     if folder is not None:
         base = {**base, "plugins": folder}
-    for key, value in (options or {}).items():
+    for key, value in _joined(options or {}, base).items():
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
         overridden.append(key)
     sources |= {key.partition(".")[0]: COMMAND_LINE for key in overridden}
@@ -240,6 +240,17 @@ def _override(
             message = str(error).removeprefix(f"{COMMAND_LINE}: ")
             problems.append(Problem(COMMAND_LINE, "", message))
     return overridden, problems
+
+
+def _joined(options: Mapping[str, Any], base: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of a cluster beside those of the file, if they are of the same one."""
+    own, beside = options.get("executor_args"), base.get("executor_args")
+    executor = base.get("executor")
+    if options.get("executor", executor) != executor:
+        return options
+    if not isinstance(own, dict) or not isinstance(beside, dict):
+        return options
+    return {**options, "executor_args": beside | own}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -289,6 +289,10 @@ class SweepFolder:
     def summary(self) -> Path:
         return self.path / "summary.csv"
 
+    @property
+    def submissions(self) -> Path:
+        return self.path / "submissions"
+
     def exists(self) -> bool:
         """Whether a sweep has been started here."""
         return self.record.exists()

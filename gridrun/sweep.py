@@ -22,10 +22,18 @@ from gridrun.claims import ClaimWatch
 from gridrun.config import Hyperparams, varied
 from gridrun.errors import StoreError, SweepStopped
 from gridrun.executors import Executor, Stopped
+from gridrun.executors.cluster import ClusterExecutor
 from gridrun.executors.fork_server import ForkServer
-from gridrun.executors.process import ProcessExecutor
-from gridrun.guard import Change, OnChange, changes, refuse_changed, restart
-from gridrun.machine import n_usable_cores
+from gridrun.executors.process import ProcessExecutor, worker_places
+from gridrun.executors.serial import SerialExecutor
+from gridrun.guard import (
+    Change,
+    OnChange,
+    changes,
+    is_set_aside,
+    refuse_changed,
+    restart,
+)
 from gridrun.plan import (
     Numbering,
     Plan,
@@ -150,13 +158,6 @@ def start_early(
         server.start(hyps.threads)
 
 
-def n_cpu_workers(hyps: Hyperparams) -> int:
-    """Workers on a machine without GPUs."""
-    if hyps.workers != "auto":
-        return int(hyps.workers)
-    return max(n_usable_cores() // hyps.threads, 1)
-
-
 def _execute(
     plan: Plan,
     server: ForkServer,
@@ -169,6 +170,8 @@ def _execute(
     changed: list[Change] = []
 
     def approve(numbering: Numbering) -> None:
+        if plan.hyps.is_on_cluster:  # whose machines look, each for itself
+            return
         changed[:] = _changes(plan, numbering)
         if warning := refuse_changed(changed, on_change):
             logger.warning("%s", warning)
@@ -178,6 +181,7 @@ def _execute(
         restart(changed)
     final = [RunState.DONE]
     retried: set[int] = set()
+    set_aside: set[int] = set()
     if not retry_failed:
         final += [RunState.FAILED, RunState.DIVERGED]
     watch = ClaimWatch(plan.hyps.claim_timeout_s)
@@ -185,10 +189,16 @@ def _execute(
     watchers.tell("on_sweep_start", plan.folder.path)
     with stop_signals() as stop:
         try:
-            while todo := _due(numbering.runs, final, retried):
-                free = [run for run in todo if _holder(run, watch) is None]
+            while todo := _due(numbering.runs, final, retried, set_aside):
+                ours = _in_queue(plan)
+                free = [
+                    run
+                    for run in todo
+                    if run.number in ours or _holder(run, watch) is None
+                ]
                 if free:
-                    _train(plan, free, final, stop, quiet, server)
+                    executor = make_executor(plan.hyps, plan.folder, server, on_change)
+                    set_aside |= _train(plan, executor, free, final, stop, quiet)
                     retried |= {run.number for run in free}
                 else:
                     _wait_for(todo, watch, stop)
@@ -219,7 +229,10 @@ def _changes(plan: Plan, numbering: Numbering) -> list[Change]:
 
 
 def _due(
-    runs: Sequence[PlannedRun], final: Sequence[RunState], retried: set[int]
+    runs: Sequence[PlannedRun],
+    final: Sequence[RunState],
+    retried: set[int],
+    set_aside: set[int],
 ) -> list[PlannedRun]:
     """Runs still to train; one that failed again is not tried a third time."""
     due = []
@@ -229,6 +242,8 @@ def _due(
         except StoreError as error:
             state = mend_record(run, error)
         if state in final or (run.number in retried and state.is_final):
+            continue
+        if run.number in set_aside:
             continue
         due.append(run)
     return due
@@ -253,17 +268,26 @@ def _wait_for(runs: Sequence[PlannedRun], watch: ClaimWatch, stop: StopSignals) 
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
+def _in_queue(plan: Plan) -> set[int]:
+    """Numbers of runs that a cluster has in its queue or trains, for this sweep."""
+    if plan.hyps.executor != "slurm":
+        return set()
+    from gridrun.executors.slurm import queued_jobs
+
+    return {number for job in queued_jobs(plan.folder) for number in job.runs}
+
+
 def _train(
     plan: Plan,
+    executor: Executor,
     runs: Sequence[PlannedRun],
     final: Sequence[RunState],
     stop: StopSignals,
     quiet: bool,
-    server: ForkServer,
-) -> None:
+) -> set[int]:
+    """Train runs; gives the numbers of those that a cluster does not continue."""
     hyps = plan.hyps
-    n_workers, devices = worker_places(hyps)
-    jobs = make_jobs(runs, plan.request.library.name, n_workers, final)
+    jobs = make_jobs(runs, plan.request.library.name, executor.n_workers, final)
     progress = Progress(
         n_epochs=sum(job.n_epochs for job in jobs),
         n_runs=len(runs),
@@ -274,6 +298,7 @@ def _train(
     tables = TableWriter(plan.folder)
     folders = {run.number: _folder(run) for run in runs}
     live = LivePlot(folders) if hyps.show_plots else None
+    set_aside: set[int] = set()
 
     def report(event: Any, worker: int) -> None:
         progress(event, worker)
@@ -281,12 +306,15 @@ def _train(
             live.refresh(event.number)
         if event.kind == "end":
             tables.refresh()
+            if is_set_aside({"state": event.state, **event.metrics}):
+                set_aside.add(event.number)
 
     try:
         with usual_collections():
-            make_executor(hyps, n_workers, devices, server).run(jobs, report, stop)
+            executor.run(jobs, report, stop)
     finally:
         progress.close()
+    return set_aside
 
 
 class TableWriter:
@@ -308,17 +336,6 @@ class TableWriter:
             now = time.monotonic()
             pause_s = max(SECONDS_BETWEEN_TABLES, 20 * (now - started))
             self._next_s = now + pause_s
-
-
-def worker_places(hyps: Hyperparams) -> tuple[int, list[str]]:
-    """Number of workers, and the device of each in turn (none: the jobs' own)."""
-    import torch
-
-    n_gpus = torch.cuda.device_count() if hyps.device == "auto" else 0
-    devices = [f"cuda:{i}" for i in range(n_gpus)]
-    if hyps.workers == "auto" and (devices or hyps.device.startswith("cuda")):
-        return max(len(devices), 1), devices
-    return n_cpu_workers(hyps), devices
 
 
 def make_jobs(
@@ -367,13 +384,27 @@ def _folder(run: PlannedRun) -> Path:
 
 
 def make_executor(
-    hyps: Hyperparams, n_workers: int, devices: Sequence[str], server: ForkServer
+    hyps: Hyperparams, folder: SweepFolder, server: ForkServer, on_change: OnChange
 ) -> Executor:
-    """The executor that the keys name."""
-    if hyps.executor == "serial":
-        from gridrun.executors.serial import SerialExecutor
+    """The executor that the keys name.
 
-        return SerialExecutor()
+    Args:
+        hyps: Of any run.
+        folder: Of the sweep.
+        server: Starts worker processes.
+        on_change: For machines of a cluster, which look by themselves.
+    """
+    if hyps.executor == "slurm":
+        from gridrun.executors.slurm import Slurm
+
+        return ClusterExecutor(Slurm(folder, hyps, on_change), hyps)
+    if hyps.executor == "ray":
+        from gridrun.executors.ray_tasks import Ray
+
+        return ClusterExecutor(Ray(folder, hyps, on_change), hyps)
+    n_workers, devices = worker_places(hyps)
+    if hyps.executor == "serial":
+        return SerialExecutor(n_workers)
     return ProcessExecutor(
         server, n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cluster.slurm_site import SlurmSite, missing, running_site
 from strategies import OF_SET
 
 from gridrun.config import complete
@@ -193,6 +194,16 @@ def image_set(
     root = tmp_path_factory.mktemp("images")
     write_images(root / "set" / "images.h5", augment='["flip"]')
     return root
+
+
+@pytest.fixture(scope="session")
+def slurm_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmSite | None]:
+    """A real Slurm on this machine, as long as the tests take; None without Slurm."""
+    if missing():
+        yield None
+        return
+    with running_site(tmp_path_factory.mktemp("slurm")) as site:
+        yield site
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ KEY_OPTIONS = (
     "data_root",
     "plugins",
 )
+CLUSTERS = ("slurm", "ray")
 
 
 def add_run(commands: Any) -> None:
@@ -42,6 +43,13 @@ def add_run(commands: Any) -> None:
     command.add_argument("--workers", type=_number_or_auto, help="worker processes")
     command.add_argument("--threads", type=int, help="CPU threads of each worker")
     command.add_argument("--executor", choices=["serial", "process", "slurm", "ray"])
+    for name in CLUSTERS:
+        command.add_argument(
+            f"--{name}",
+            nargs="+",
+            metavar="key=value",
+            help=f"{name} trains, with these executor_args",
+        )
     command.add_argument("--device", help="auto, cpu, cuda or cuda:i")
     command.add_argument("--save-root", help="folder that gets the sweep's folder")
     command.add_argument("--data-root", help="folder of the data sets")
@@ -88,6 +96,35 @@ def split_inputs(inputs: Sequence[str]) -> tuple[str, str | None, list[str]]:
     return hyperparams, hyperranges, rest
 
 
+def cluster_options(given: argparse.Namespace) -> dict[str, Any]:
+    """`--slurm` or `--ray` as keys.
+
+    Raises:
+        ConfigError: If one contradicts `--executor` or the other.
+    """
+    from gridrun.config import parse_override, set_nested
+    from gridrun.config.cluster_args import ARGS
+
+    found: dict[str, Any] = {}
+    for name in CLUSTERS:
+        texts = getattr(given, name)
+        if texts is None:
+            continue
+        executor = found.get("executor", given.executor)
+        if executor not in (None, name):
+            text = f"given together with executor {executor}; keep one"
+            raise ConfigError(f"command line: --{name}: {text}")
+        args: dict[str, Any] = {}
+        for text in texts:
+            key, value = parse_override(text, ARGS[name])
+            try:
+                set_nested(args, key, value)
+            except TypeError as error:
+                raise ConfigError(f"command line: --{name}: {error}") from error
+        found = {"executor": name, "executor_args": args}
+    return found
+
+
 def run(given: argparse.Namespace) -> int:
     """`gridrun run`."""
     from gridrun.plan import plan_sweep
@@ -98,7 +135,7 @@ def run(given: argparse.Namespace) -> int:
         name: value
         for name in KEY_OPTIONS
         if (value := getattr(given, name)) is not None
-    }
+    } | cluster_options(given)
     request = read_request(*split_inputs(given.inputs), options)
     if given.dry_run:
         return dry_run(plan_sweep(request))
@@ -109,6 +146,7 @@ def run(given: argparse.Namespace) -> int:
 def report_results(outcome: Outcome, quiet: bool) -> int:
     """Print the table of the request's runs; 1 if one failed."""
     from gridrun.analysis import tables
+    from gridrun.guard import is_set_aside
 
     runs = outcome.runs
     if not quiet:
@@ -117,7 +155,11 @@ def report_results(outcome: Outcome, quiet: bool) -> int:
         if len(runs) > MAX_ROWS:
             print(f"... {len(runs) - MAX_ROWS} more")
         print(f"\n{outcome.folder.path}: results.csv, summary.csv, one folder per run")
-    bad = [one for one in runs if one.state.value in ("failed", "diverged")]
+    bad = [
+        one
+        for one in runs
+        if one.state.value in ("failed", "diverged") or is_set_aside(one.record)
+    ]
     for one in bad:
         where = one.folder.failure if one.folder.failure.exists() else one.folder.path
         print(
@@ -163,7 +205,8 @@ def dry_run(plan: Plan) -> int:
 
 def _estimate(plan: Plan, n_pending: int) -> str:
     from gridrun.analysis import tables
-    from gridrun.sweep import worker_places
+    from gridrun.executors.fork_server import ForkServer
+    from gridrun.sweep import make_executor
 
     runs = tables.read_runs(plan.folder) if plan.folder.exists() else []
     done = [one for one in runs if one.state.value == "done"]
@@ -173,7 +216,9 @@ def _estimate(plan: Plan, n_pending: int) -> str:
     size = sum(
         path.stat().st_size for one in done for path in one.folder.path.rglob("*")
     ) / len(done)
-    total_s = seconds * n_pending / worker_places(plan.hyps)[0]
+    server = ForkServer(plan.request.library.name)
+    n_at_once = make_executor(plan.hyps, plan.folder, server, "refuse").n_workers
+    total_s = seconds * n_pending / n_at_once
     return (
         f"about {show.duration_text(total_s)}, {size * n_pending / 1e6:.1f} MB "
         f"(from {len(done)} finished runs)"

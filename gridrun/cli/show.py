@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridrun.errors import ConfigError, StoreError
+from gridrun.errors import ConfigError, GridrunError, StoreError
 
 if TYPE_CHECKING:
     from gridrun.analysis.tables import Row, RunSummary
+    from gridrun.store import SweepFolder
 
 MAX_ROWS = 60
 STATISTICS = ("n", "mean", "sd", "sem", "ci_low", "ci_high")
@@ -30,7 +32,8 @@ def status(given: argparse.Namespace) -> int:
     from gridrun.analysis import tables
     from gridrun.store import SweepFolder
 
-    runs = tables.read_runs(SweepFolder(given.sweep))
+    folder = SweepFolder(given.sweep)
+    runs = tables.read_runs(folder)
     axes = tables.axis_names(runs)
     unfinished = [one for one in runs if one.state.value != "done"]
     listed = runs if len(runs) <= MAX_ROWS else unfinished[:MAX_ROWS]
@@ -41,7 +44,20 @@ def status(given: argparse.Namespace) -> int:
         counts[one.state.value] = counts.get(one.state.value, 0) + 1
     print(f"\n{len(runs)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print(_remaining(runs))
+    for line in _queue_lines(folder):
+        print(line)
     return 0
+
+
+def _queue_lines(folder: SweepFolder) -> Iterator[str]:
+    """What waits in Slurm's queue, where it can be asked."""
+    from gridrun.executors.slurm import queued_jobs
+
+    with contextlib.suppress(GridrunError):
+        for job in queued_jobs(folder):
+            if job.state not in ("RUNNING", "COMPLETING"):
+                runs = ", ".join(map(str, job.runs))
+                yield f"Slurm's job {job.id}: {job.state} ({job.reason}): runs {runs}"
 
 
 def _status_row(one: RunSummary, axes: Sequence[str]) -> Row:

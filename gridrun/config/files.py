@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from gridrun.config.keys import Hyperparams, keys_of
 from gridrun.errors import ConfigError
@@ -81,7 +81,7 @@ def odd_values(data: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield from odd_values(value, name or key)
 
 
-def parse_override(text: str, schema: type[Hyperparams]) -> tuple[str, Any]:
+def parse_override(text: str, schema: type[BaseModel]) -> tuple[str, Any]:
     """Split `key=value`; the value is JSON where the key's type takes it, else text.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+from gridrun.config.cluster_args import ARGS, args_problems
 from gridrun.config.declare import Key, key
 from gridrun.config.messages import shown, suggest
 from gridrun.config.runner_keys import RunnerKeys
@@ -225,6 +226,8 @@ class Hyperparams(RunnerKeys):
         for name, args in self.tracker_args.items():
             if not isinstance(args, dict):
                 yield "tracker_args", f"{name}: expected an object, got {shown(args)}"
+        for text in args_problems(self.executor, self.executor_args):
+            yield "executor_args", text
         if self.is_pair_data:
             return
         if self.dataset_args:
@@ -247,6 +250,11 @@ class Hyperparams(RunnerKeys):
             yield "bootstrap", "given together with n_repeats; keep one of them"
         if self.bootstrap and self.bootstrap_index is not None:
             yield "bootstrap", "given together with bootstrap_index; keep one of them"
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """Whether other machines train."""
+        return self.executor in ARGS
 
     @property
     def base_seed(self) -> int | None:
@@ -314,6 +322,10 @@ class Hyperparams(RunnerKeys):
             reasons["scheduler_args"] = "needs a scheduler"
         if self.early_stop_patience is None:
             reasons["early_stop_min_delta"] = "needs early_stop_patience"
+        if not self.is_on_cluster:
+            reasons["executor_args"] = "needs a cluster as executor"
+        if self.executor == "ray":
+            reasons["workers"] = "Ray starts as many as have room"
         return reasons
 
     def for_models(self) -> dict[str, Any]:

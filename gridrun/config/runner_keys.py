@@ -189,14 +189,14 @@ class RunnerKeys(StrictModel):
         "what trains: this process, worker processes, or a cluster",
         group="runner",
         identity="no",
-        available=("serial", "process"),
     )
     executor_args: dict[str, Any] = key(
         {},
-        "options of a cluster",
+        "options of a cluster: slurm partition, account, qos, constraint, time, mem, "
+        "cpus_per_task, gpus_per_node, max_parallel, max_array_size, setup, extra; ray "
+        "address, num_cpus, num_gpus, resources, max_retries",
         group="runner",
         identity="no",
-        available=False,
     )
     workers: Literal["auto"] | int = key(
         "auto",

@@ -1,4 +1,4 @@
-"""What runs jobs: this process, worker processes, and later clusters.
+"""What runs jobs: this process, worker processes, and clusters.
 
 An executor has `run(jobs, report, should_stop)`: it trains every job, passes on the
 events of each worker, and raises `Stopped` once it was asked to stop and all workers
@@ -19,6 +19,11 @@ class Stopped(Exception):
 
 class Executor(Protocol):
     """Runs jobs somewhere."""
+
+    @property
+    def n_workers(self) -> int:
+        """Jobs that are trained at once."""
+        ...
 
     def run(
         self,

@@ -11,17 +11,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from gridrun.claims import Claim
+from gridrun.config import Hyperparams
 from gridrun.errors import StorageError
 from gridrun.executors import Stopped
+from gridrun.executors.deaths import FINAL_STATES, Deaths
 from gridrun.executors.fork_server import ForkServer
+from gridrun.machine import n_usable_cores
 from gridrun.planner import Job
-from gridrun.run import RunState
 from gridrun.store import RunFolder
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.2
-FINAL_STATES = [state.value for state in RunState if state.is_final]
 
 
 class _Process:
@@ -65,11 +65,11 @@ class ProcessExecutor:
         self.server = server
         self.n_workers = n_workers
         self.devices = devices
-        self.max_attempts = max_attempts
         self.hang_timeout_s = hang_timeout_s
         self._is_stopping = False
+        self._should_stop: Callable[[], bool] = lambda: False
         self._storage_error: StorageError | None = None
-        self._deaths: dict[Path, tuple[int | None, int]] = {}
+        self._deaths = Deaths(max_attempts)
 
     def run(
         self,
@@ -81,6 +81,7 @@ class ProcessExecutor:
         waiting = collections.deque(jobs)
         workers: dict[Connection[Any, Any], _Process] = {}
         self._is_stopping = False
+        self._should_stop = should_stop
         self._storage_error = None
         try:
             while waiting or workers:
@@ -157,30 +158,18 @@ class ProcessExecutor:
         """Take a dead worker's runs back: again, alone, or failed."""
         code = worker.process.wait()
         worker.connection.close()
-        if worker.job is None or self._is_stopping:
-            return
+        if worker.job is None or self._is_stopping or self._should_stop():
+            return  # a signal may reach workers before this process has seen it
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))
             if folder.read()["state"] in FINAL_STATES:
                 continue
-            n_deaths = self._count_death(folder)
-            if n_deaths < self.max_attempts:
+            end = self._deaths.one_more(folder, "its worker", how)
+            if end is None:
                 waiting.append(job)
-                continue
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            reason = (
-                f"its worker died {n_deaths} times in a row without a new epoch "
-                f"(last: {how})"
-            )
-            report(record_death(folder, reason), worker.index)
-
-    def _count_death(self, folder: RunFolder) -> int:
-        """Deaths of a run's workers in a row since its last new epoch."""
-        last = folder.read_index()["last"]
-        earlier, n_deaths = self._deaths.get(folder.path, (last, 0))
-        n_deaths = n_deaths + 1 if earlier == last else 1
-        self._deaths[folder.path] = (last, n_deaths)
-        return n_deaths
+            else:
+                report(end, worker.index)
 
 
 def _free_index(workers: Iterable[_Process]) -> int:
@@ -192,20 +181,26 @@ def _n_busy(workers: dict[Connection[Any, Any], _Process]) -> int:
     return sum(worker.job is not None for worker in workers.values())
 
 
-def record_death(folder: RunFolder, reason: str) -> Any:
-    """Record a run as failed for its parent's reasons; returns the event."""
-    from gridrun.training.event import Event
+def worker_places(
+    hyps: Hyperparams, n_cores: int | None = None
+) -> tuple[int, list[str]]:
+    """Number of workers, and the device of each in turn (none: the jobs' own).
 
-    claim = Claim(folder.claim)
-    record = folder.read()
-    if claim.acquire():
-        folder.write_text(folder.failure, reason + "\n")
-        folder.update(state=RunState.FAILED.value, error=reason)
-        claim.release()
-    return Event(
-        "end",
-        record["number"],
-        0,
-        state=RunState.FAILED.value,
-        metrics={"error": reason},
-    )
+    Args:
+        hyps: Of any run.
+        n_cores: To be used; None: all that may be.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count() if hyps.device == "auto" else 0
+    devices = [f"cuda:{i}" for i in range(n_gpus)]
+    if hyps.workers == "auto" and (devices or hyps.device.startswith("cuda")):
+        return max(len(devices), 1), devices
+    return n_cpu_workers(hyps, n_cores or n_usable_cores()), devices
+
+
+def n_cpu_workers(hyps: Hyperparams, n_cores: int) -> int:
+    """Workers of so many cores, without GPUs."""
+    if hyps.workers != "auto":
+        return int(hyps.workers)
+    return max(n_cores // hyps.threads, 1)

@@ -10,7 +10,14 @@ from gridrun.planner import Job
 
 
 class SerialExecutor:
-    """The executor without processes."""
+    """The executor without processes.
+
+    Args:
+        n_workers: For which cohorts are made, as they would be for processes.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self.n_workers = n_workers
 
     def run(
         self,

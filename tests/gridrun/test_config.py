@@ -331,10 +331,10 @@ def test_a_default_may_be_written_as_an_integer(key: str, value: int) -> None:
     assert getattr(completed(RETINA, **{key: value}), key) == value
 
 
-@pytest.mark.parametrize("executor", ["serial", "process"])
-def test_available_values_pass(executor: str) -> None:
+@pytest.mark.parametrize("engine", ["auto", "solo"])
+def test_available_values_pass(engine: str) -> None:
     """Of a key that is built in part, the built values are taken."""
-    assert completed(IMAGES, executor=executor).executor == executor
+    assert completed(IMAGES, engine=engine).engine == engine
 
 
 # --- completion -------------------------------------------------------------------

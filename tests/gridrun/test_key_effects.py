@@ -28,7 +28,7 @@ import gridrun.readers as reading_ahead
 import gridrun.sweep as sweeps
 import gridrun.training.job as training_job
 from gridrun import claims
-from gridrun.config import Hyperparams, complete, defaults_of, key, keys_of
+from gridrun.config import Hyperparams, complete, key, keys_of
 from gridrun.errors import ConfigError, DataError
 from gridrun.executors.fork_server import ForkServer
 from gridrun.plugins import libraries
@@ -634,6 +634,11 @@ RUNNER: dict[str, list[Row]] = {
             only=RETINA,
         )
     ],
+    "executor_args": [
+        Row({"partition": "a"}, (same_w,)),
+        Row({"partiton": "a"}, "did you mean 'partition'", {"executor": "slurm"}),
+        Row({"num_cpus": "a"}, "num_cpus: expected a number", {"executor": "ray"}),
+    ],
     "workers": [
         Row(
             2,
@@ -1023,36 +1028,13 @@ def test_centres_from_white_noise_are_found_for_some_runs_of_a_sweep(
 
 # --- what is not there yet --------------------------------------------------------
 
-SOME_VALUES: tuple[Any, ...] = (True, 7, "other", ["other"], {"other": 1})
-NOT_AVAILABLE = [
-    pytest.param(library, name, id=f"{library}-{name}")
-    for library in BASE
-    for name, facts in keys_of(libraries()[library].schema).items()
-    if facts.available is False
-]
 
-
-@pytest.mark.parametrize(("library", "name"), NOT_AVAILABLE)
-def test_keys_that_are_not_built_take_their_default_alone(
-    library: str, name: str
-) -> None:
-    """Another value is refused as not available yet; the default is accepted."""
-    schema = libraries()[library].schema
-    for value in SOME_VALUES:
-        _, problems = complete({**BASE[library], name: value}, schema)
-        assert any(n == name and "not available yet" in text for n, text in problems)
-    hyps, _ = complete({**BASE[library], name: defaults_of(schema)[name]}, schema)
-    assert hyps is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("executor", "slurm"), ("executor", "ray"), ("engine", "stacked")],
-)
-def test_values_that_are_not_built_are_refused(name: str, value: str) -> None:
+@pytest.mark.parametrize("value", ["graph", "stacked"])
+def test_values_that_are_not_built_are_refused(value: str) -> None:
     """Of a key that is partly there the other values are told as not available yet."""
-    _, problems = complete({**BASE[IMAGES], name: value}, libraries()[IMAGES].schema)
-    assert "not available yet" in dict(problems)[name]
+    given = {**BASE[IMAGES], "engine": value}
+    _, problems = complete(given, libraries()[IMAGES].schema)
+    assert "not available yet" in dict(problems)["engine"]
 
 
 # --- workers that die -------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import torch
 
-PLACES = {"save_root", "executor", "workers", "cohort_size"}
+PLACES = {"save_root", "executor", "executor_args", "workers", "cohort_size"}
 PLACES |= {"max_attempts", "hang_timeout_s", "claim_timeout_s"}
 TIMES = {"time_s", "duration_s"}
 
