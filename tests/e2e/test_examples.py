@@ -121,8 +121,13 @@ DOCUMENTS: dict[str, Callable[[Reader], None] | None] = {
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the trackers
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_a_document_is_true(reader: Reader, document: str) -> None:
+def test_a_document_is_true(
+    reader: Reader, document: str, request: pytest.FixtureRequest
+) -> None:
     """Whoever follows it from top to bottom meets no error and what it shows."""
+    if "--slurm" in (REPOSITORY / document).read_text(encoding="utf-8"):
+        site = request.getfixturevalue("slurm_site")
+        reader.environment |= site.variables if site else {}
     prepare = DOCUMENTS[document]
     if prepare is not None:
         prepare(reader)
