@@ -43,9 +43,8 @@ def status(given: argparse.Namespace) -> int:
     for one in runs:
         counts[one.state.value] = counts.get(one.state.value, 0) + 1
     print(f"\n{len(runs)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}")
-    print(_remaining(runs))
-    for line in _queue_lines(folder):
-        print(line)
+    queue = list(_queue_lines(folder))
+    print("\n".join([_remaining(runs, is_queued=bool(queue)), *queue]))
     return 0
 
 
@@ -82,7 +81,7 @@ def _status_row(one: RunSummary, axes: Sequence[str]) -> Row:
     }
 
 
-def _remaining(runs: Sequence[RunSummary]) -> str:
+def _remaining(runs: Sequence[RunSummary], is_queued: bool) -> str:
     """The time left, from the epochs so far."""
     live = [one for one in runs if not one.state.is_final]
     if not live:
@@ -90,9 +89,9 @@ def _remaining(runs: Sequence[RunSummary]) -> str:
     times = [row["time_s"] for one in runs for row in one.epochs]
     n_running = sum(one.state.value == "running" for one in live)
     n_left = sum(max(one.hyps["n_epochs"] - len(one.epochs), 0) for one in live)
-    if not n_running:
+    if not (n_running or is_queued):
         return "nobody is training; the same `run` command continues"
-    if not times:
+    if not (times and n_running):
         return f"{n_left} epochs left"
     workers = len({str(_worker(one)) for one in live if one.state.value == "running"})
     left_s = n_left * sum(times) / len(times) / max(workers, 1)

@@ -326,6 +326,7 @@ class Hyperparams(RunnerKeys):
             reasons["executor_args"] = "needs a cluster as executor"
         if self.executor == "ray":
             reasons["workers"] = "Ray starts as many as have room"
+            reasons["hang_timeout_s"] = "Ray's tasks are not watched"
         return reasons
 
     def for_models(self) -> dict[str, Any]:

@@ -73,14 +73,14 @@ class _Followed:
         self.final_states = final_states
         self.has_ended = False
         self.record: Mapping[str, Any] = {}
-        self._first_record = _signature(folder.record)
+        self._first_record = signature(folder.record)
         self._seen: tuple[Any, Any] | None = None
         self._epoch = 0
 
     def news(self) -> Iterator[Event]:
         """Events since it was asked last; none while a file cannot be read."""
         with contextlib.suppress(StoreError):
-            seen = _signature(self.folder.record), _signature(self.folder.metrics)
+            seen = signature(self.folder.record), signature(self.folder.metrics)
             if seen == self._seen:
                 return
             record = self.folder.read()  # before the rows, of which it may be the end
@@ -116,7 +116,7 @@ class _Followed:
         return Event("end", number, self._epoch, state=state, metrics=scores)
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
+def signature(path: Path) -> tuple[int, int, int] | None:
     """Another for each content of a file."""
     try:
         found = path.stat()

@@ -19,6 +19,7 @@ from gridrun.config import Hyperparams
 from gridrun.config.cluster_args import RayArgs
 from gridrun.errors import ConfigError, GridrunError, StorageError
 from gridrun.executors.node import Signals, approved
+from gridrun.executors.ray_post import Post, answer, train_away
 from gridrun.executors.submissions import Submission, new_submission
 from gridrun.guard import OnChange
 from gridrun.machine import n_usable_cores
@@ -29,31 +30,42 @@ SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_STOP = 30.0
 
 
-def train_task(job: Job, on_change: OnChange, mark: str) -> None:
+def train_task(job: Job, on_change: OnChange, mark: str, post: Any = None) -> None:
     """Train a cohort in the process that Ray calls this in.
 
     Args:
         job: The cohort.
         on_change: What to do with runs half-trained under other circumstances.
-        mark: A file of the sweep's folder.
+        mark: A file in the sweep's folder, by which machines know it.
+        post: Actor for machines that do not see it.
 
     Raises:
-        StorageError: If this machine does not see the folder, or cannot write to it.
+        StorageError: If the folder can be neither seen nor done without.
     """
     from gridrun.training.cohort import Interrupted
     from gridrun.training.job import train_job
 
-    if not Path(mark).exists():
-        raise StorageError(
-            f"{socket.gethostname()} does not see {Path(mark).parent}, or sees another "
-            "folder of that name: save_root must be on a file system that all machines "
-            "of the cluster share"
-        )
-    signals = Signals()
+    signals = Signals()  # ray.cancel comes as SIGINT
     with signals.caught(signal.SIGINT), contextlib.suppress(Interrupted):
-        left = approved(job, on_change)
-        if left.folders:  # ray.cancel comes as SIGINT
+        if not Path(mark).exists():
+            _check_blind(job, mark, post)
+            train_away(job, on_change, post, lambda: bool(signals))
+        elif (left := approved(job, on_change)).folders:
             train_job(left, should_stop=lambda: bool(signals))
+
+
+def _check_blind(job: Job, mark: str, post: Any) -> None:
+    """What a machine that does not see the sweep's folder cannot do without."""
+    sweep = Path(mark).parents[1]
+    where = f"{socket.gethostname()} does not see {sweep}"
+    if post is None:
+        raise StorageError(where)
+    for hyps in job.hyps:
+        if sweep in Path(hyps["init_weights_path"] or "").parents:
+            text = "which holds the weights of init_weights_path"
+            raise StorageError(
+                f"{where}, {text}; put save_root on a shared file system"
+            )
 
 
 def problems(hyps: Hyperparams) -> Iterator[tuple[str, str]]:
@@ -114,6 +126,8 @@ class Ray:
         self.threads = hyps.threads
         self._connection = contextlib.ExitStack()
         self._submissions: list[Submission] = []
+        self._post: Any = None
+        self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
         self._over: dict[str, str] = {}
 
@@ -156,12 +170,15 @@ class Ray:
             resources=resources,
             max_retries=self.args.max_retries,
         )
+        if self._post is None and self.args.address is not None:
+            self._post = _start_post()
+        mark = str(submission.path)
         found = {}
         for job in jobs:
             is_on_cpu = job.device == "auto" and not self.args.num_gpus
             placed = job.on("cpu") if is_on_cpu else job
-            reference = task.remote(placed, self.on_change, str(submission.path))
-            self._tasks[reference.hex()] = reference
+            reference = task.remote(placed, self.on_change, mark, self._post)
+            self._tasks[reference.hex()], self._jobs[reference.hex()] = reference, job
             found[reference.hex()] = [job]
         return found
 
@@ -176,8 +193,18 @@ class Ray:
         under_way = [self._tasks[name] for name in names if name not in self._over]
         if under_way:
             over, _ = ray.wait(under_way, num_returns=len(under_way), timeout=0)
-            self._over |= {one.hex(): _how_it_ended(one) for one in over}
+            for one in over:
+                self._take_back(one.hex())
+                self._over[one.hex()] = _how_it_ended(one)
         return {name: self._over[name] for name in names if name in self._over}
+
+    def _take_back(self, name: str) -> None:
+        """Free the claims that a task has left, if it was lost."""
+        from ray.exceptions import RayActorError
+
+        if self._post is not None:
+            with contextlib.suppress(RayActorError):  # its claims ended with it
+                answer(self._post.take_back.remote(self._jobs[name].folders))
 
     def cancel(self, names: Sequence[str]) -> None:
         """Ask tasks to end; see `Engine`."""
@@ -204,6 +231,21 @@ class Ray:
             self.cancel(left)
             tasks = [self._tasks[name] for name in left]
             ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_STOP)
+            for name in left:
+                self._take_back(name)
+
+
+def _start_post() -> Any:
+    """The actor for machines that do not see the sweep's folder."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    place = NodeAffinitySchedulingStrategy(here, soft=False)
+    actor = ray.remote(Post).options(
+        num_cpus=0, max_restarts=-1, scheduling_strategy=place
+    )
+    return actor.remote()
 
 
 def _how_it_ended(reference: Any) -> str:

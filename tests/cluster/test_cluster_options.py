@@ -85,6 +85,13 @@ def test_options_of_no_cluster_have_no_effect(executor: str) -> None:
     assert hyps.inactive(frozenset())["executor_args"] == "needs a cluster as executor"
 
 
+def test_options_that_ray_does_not_heed() -> None:
+    """They are told, too."""
+    told = completed(executor="ray").inactive(frozenset())
+    assert {"workers", "hang_timeout_s"} <= told.keys()
+    assert "executor_args" not in told
+
+
 def parsed(**given: Any) -> dict[str, Any]:
     """The keys that options of the command line set."""
     absent = dict.fromkeys(("executor", "slurm", "ray"))

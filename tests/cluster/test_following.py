@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 
 import gridrun.executors.cluster as clusters
-from gridrun.claims import Claim
+from gridrun.claims import Claim, ClaimLost
 from gridrun.errors import StorageError
-from gridrun.executors import Stopped
+from gridrun.executors import Stopped, ray_post
 from gridrun.executors.cluster import ClusterExecutor
 from gridrun.executors.deaths import record_death
 from gridrun.executors.follow import Follower
 from gridrun.executors.node import approved
+from gridrun.executors.ray_post import Post, train_away
 from gridrun.executors.ray_tasks import train_task
 from gridrun.executors.submissions import Submission, new_submission, open_submissions
 from gridrun.planner import Job
@@ -303,10 +305,91 @@ def test_a_run_that_is_set_aside_is_told_and_left(
 
 
 def test_a_machine_must_see_the_folder(job: Job, tmp_path: Path) -> None:
-    """Else it says so, and trains nothing."""
+    """Or send its files to the driver; else it says so, and trains nothing."""
+    mark = tmp_path / "nowhere" / "submissions" / "mark.json"
     with pytest.raises(StorageError, match=r"does not see .*/nowhere"):
-        train_task(job, "refuse", str(tmp_path / "nowhere" / "mark.json"))
+        train_task(job, "refuse", str(mark))
     assert folders(job)[0].read()["attempts"] == []
+
+
+# --- without a shared file system ---------------------------------------------------
+
+
+class Direct:
+    """An actor that is called at once; `answer` gives what it says."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+
+    def __getattr__(self, name: str) -> Any:
+        return types.SimpleNamespace(remote=getattr(self._post, name))
+
+
+@pytest.fixture
+def post(monkeypatch: pytest.MonkeyPatch) -> Direct:
+    """What writes the folders of the driver."""
+    monkeypatch.setattr(ray_post, "answer", lambda said: said)
+    return Direct(Post())
+
+
+def test_files_come_back_by_the_epoch(job: Job, post: Direct) -> None:
+    """A stop leaves epochs with the driver, which holds the claims until the end."""
+    left: list[int] = []
+
+    def should_stop() -> bool:
+        left[:] = [folder.read_index()["last"] or 0 for folder in folders(job)]
+        return left == [1, 1]
+
+    with pytest.raises(Interrupted):
+        train_away(job, "refuse", post, should_stop)
+    for folder in folders(job):
+        assert folder.read()["state"] == "interrupted"
+        assert [row["epoch"] for row in folder.epochs.read()] == [1]
+        assert not Claim(folder.claim).acquire()
+    train_away(job, "refuse", post, lambda: False)
+    post.take_back.remote(job.folders)
+    for folder in folders(job):
+        assert folder.state() == "done"
+        assert len(folder.read()["attempts"]) == 2
+        index = folder.read_index()
+        kept = {path.name for path in folder.checkpoints.glob("*.pt")}
+        assert kept == set(index["files"])
+        assert folder.read_checkpoint(index["best"])
+        assert not folder.claim.exists()
+
+
+def test_a_lost_machine_can_write_no_more(job: Job, post: Direct) -> None:
+    """Once another one has the run."""
+    (path, _) = job.folders
+    first, lent = post.lend.remote([path])
+    assert "run.json" in lent[path]
+    second, _ = post.lend.remote([path])
+    post.write.remote(second, path, {"log.txt": b"new"}, [])
+    with pytest.raises(ClaimLost):
+        post.write.remote(first, path, {"log.txt": b"old"}, [])
+    assert RunFolder(Path(path)).log.read_bytes() == b"new"
+    post.take_back.remote([path])
+
+
+def test_runs_that_others_hold_do_not_travel(job: Job, post: Direct) -> None:
+    """They are left out of the loan."""
+    held = Claim(folders(job)[0].claim)
+    assert held.acquire()
+    _, lent = post.lend.remote(job.folders)
+    assert list(lent) == [job.folders[1]]
+    held.release()
+    post.take_back.remote(job.folders)
+
+
+def test_weights_in_the_folder_need_to_be_seen(job: Job, tmp_path: Path) -> None:
+    """A machine that does not see what runs start from says so."""
+    sweep = tmp_path / "nowhere"
+    weights = {"init_weights_path": str(sweep / "init_weights" / "a.pt")}
+    hyps = tuple(dict(one) | weights for one in job.hyps)
+    job = dataclasses.replace(job, hyps=hyps)
+    mark = str(sweep / "submissions" / "mark.json")
+    with pytest.raises(StorageError, match="holds the weights of init_weights_path"):
+        train_task(job, "refuse", mark, post=object())
 
 
 # --- submissions --------------------------------------------------------------------
