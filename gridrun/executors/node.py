@@ -112,8 +112,9 @@ class NodeTask:
 
     def _train(self, jobs: Sequence[Job], signals: Signals) -> None:
         hyps = _hyps(jobs[0])
-        n_workers, devices = worker_places(hyps, self.n_cores)
         with contextlib.closing(ForkServer(jobs[0].library)) as server:
+            server.start(hyps.threads)  # while this process loads torch, too
+            n_workers, devices = worker_places(hyps, self.n_cores)
             executor = ProcessExecutor(
                 server, n_workers, devices, hyps.max_attempts, hyps.hang_timeout_s
             )

@@ -58,14 +58,13 @@ def _check_blind(job: Job, mark: str, post: Any) -> None:
     """What a machine that does not see the sweep's folder cannot do without."""
     sweep = Path(mark).parents[1]
     where = f"{socket.gethostname()} does not see {sweep}"
+    remedy = "put save_root on a file system that all machines share"
     if post is None:
-        raise StorageError(where)
+        raise StorageError(f"{where}; {remedy}")
     for hyps in job.hyps:
         if sweep in Path(hyps["init_weights_path"] or "").parents:
             text = "which holds the weights of init_weights_path"
-            raise StorageError(
-                f"{where}, {text}; put save_root on a shared file system"
-            )
+            raise StorageError(f"{where}, {text}; {remedy}")
 
 
 def problems(hyps: Hyperparams) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ OVER = {
 }
 SECONDS_TO_ANSWER = 60.0
 URGENT_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0  # between two questions
+LONGEST_NOTICE_S = 90  # before the time limit
 REQUEUES = 10**6  # at the time limit; a job without a new epoch is not queued again
 
 
@@ -79,15 +80,9 @@ def _queue(names: Sequence[str]) -> list[list[str]]:
     """Name, array index, id, state and reason of the jobs of these names."""
     if not names:
         return []
-    form = "--format=%j|%K|%i|%T|%r"
-    options = [
-        "--noheader",
-        "--array",
-        "--states=all",
-        form,
-        f"--name={','.join(names)}",
-    ]
-    rows = [line.strip().split("|", 4) for line in ask("squeue", *options).splitlines()]
+    options = ["--noheader", "--array", "--states=all", "--format=%j|%K|%i|%T|%r"]
+    text = ask("squeue", *options, f"--name={','.join(names)}")
+    rows = [line.strip().split("|", 4) for line in text.splitlines()]
     return [row for row in rows if row[3] not in OVER]
 
 
@@ -131,7 +126,8 @@ def problems(hyps: Hyperparams) -> Iterator[tuple[str, str]]:
 
 def n_cores(hyps: Hyperparams, args: SlurmArgs) -> int:
     """Cores of a job: as asked for, or as its workers need."""
-    n_workers = args.gpus_per_node or 1 if hyps.workers == "auto" else int(hyps.workers)
+    auto = args.gpus_per_node or 1
+    n_workers = auto if hyps.workers == "auto" else int(hyps.workers)
     return args.cpus_per_task or n_workers * hyps.threads
 
 
@@ -215,6 +211,7 @@ class Slurm:
             job_name=submission.name,
             wckey=None,
             time=self.args.time_min,
+            signal_delay_s=min(15 * self.args.time_min, LONGEST_NOTICE_S),
             setup=[*self._exports(), *self.args.setup_lines],
             array_parallelism=self.args.max_parallel or len(parts),
             srun_args=[f"--cpus-per-task={cores}"],

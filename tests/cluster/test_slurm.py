@@ -55,7 +55,8 @@ def test_slurm_trains_what_processes_train(
     (record,) = submissions(tmp_path / "sweep")
     assert sorted(record["runs"]) == [[0], [1], [2], [3]]
     (script,) = (tmp_path / "sweep" / "submissions").rglob("*.sh")
-    assert "--array=0-3%2" in script.read_text()
+    for option in ("--array=0-3%2", "--signal=USR2@90", "--time=10", "--requeue"):
+        assert f"#SBATCH {option}" in script.read_text()
     assert record["is_over"]
     assert record["job"].isdecimal()
     assert n_attempts(tmp_path / "sweep") == [1] * 4
