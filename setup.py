@@ -16,7 +16,7 @@ TRACKERS = {
     "wandb": ["wandb>=0.30"],
     "mlflow": ["mlflow-skinny>=3", "sqlalchemy", "alembic"],
 }
-CLUSTERS = {"slurm": ["submitit>=1.5"], "ray": ["ray>=2.50"]}
+CLUSTERS = {"slurm": ["submitit>=1.5"], "ray": ["ray>=2.60"]}
 OPTIONAL = TRACKERS | CLUSTERS
 TEST = ["pytest>=8", "pytest-xdist", "hypothesis", "nbclient", "nbformat", "ipykernel"]
 

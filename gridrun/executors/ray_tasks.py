@@ -148,11 +148,18 @@ class Ray:
         own = {"CPU": self.threads if n_cpus is None else n_cpus}
         return own | {"GPU": self.args.num_gpus} | self.args.resources
 
+    def _variables(self) -> dict[str, str]:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        variables = dict.fromkeys(names, str(self.threads))
+        if self.args.address is None:  # else machines may have their own
+            variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        return variables
+
     def _connect(self) -> None:
         import ray
 
         if not ray.is_initialized():
-            self._connection.enter_context(connected(self.args, self.threads))
+            self._connection.enter_context(connected(self.args))
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, list[Job]]:
         """Start a task for each cohort; see `Engine`."""
@@ -168,6 +175,7 @@ class Ray:
             num_gpus=resources.pop("GPU"),
             resources=resources,
             max_retries=self.args.max_retries,
+            runtime_env={"env_vars": self._variables()},
         )
         if self._post is None and self.args.address is not None:
             self._post = _start_post()
@@ -263,7 +271,7 @@ def _how_it_ended(reference: Any) -> str:
 
 
 @contextlib.contextmanager
-def connected(args: RayArgs, threads: int) -> Iterator[None]:
+def connected(args: RayArgs) -> Iterator[None]:
     """Connect to a cluster, or start a Ray on this machine, and leave it in the end.
 
     Raises:
@@ -272,12 +280,9 @@ def connected(args: RayArgs, threads: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if args.address is None:
-        variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         options |= {"num_cpus": n_usable_cores(), "include_dashboard": False}
-    options["runtime_env"] = {"env_vars": variables}
     with kept_handlers():
         try:
             ray.init(args.address or "local", **options)
