@@ -158,8 +158,11 @@ class ProcessExecutor:
         """Take a dead worker's runs back: again, alone, or failed."""
         code = worker.process.wait()
         worker.connection.close()
-        if worker.job is None or self._is_stopping or self._should_stop():
-            return  # a signal may reach workers before this process has seen it
+        if worker.job is None or self._is_stopping:
+            return
+        if self._should_stop():  # a signal may reach workers before it is seen here
+            waiting.append(worker.job)
+            return
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gridrun.executors.cluster import ClusterExecutor
 from gridrun.executors.deaths import record_death
 from gridrun.executors.follow import Follower
 from gridrun.executors.node import approved
+from gridrun.executors.process import ProcessExecutor
 from gridrun.executors.ray_post import Post, train_away
 from gridrun.executors.ray_tasks import train_task
 from gridrun.executors.submissions import Submission, new_submission, open_submissions
@@ -240,6 +243,37 @@ def test_a_stop_cancels_the_jobs(
         run(job, engine, image_hyps, monkeypatch, lambda: bool(engine.jobs))
     assert engine.cancelled == ["0"]
     assert engine.is_closed
+
+
+class EndedWorker:
+    """A worker that has taken a job and ended; a stop is known when it is looked for.
+
+    Its methods are those of a server and of a process.
+    """
+
+    is_known = False
+
+    def start_worker(self, threads: int) -> Any:
+        connection, other = Pipe()
+        other.send(None)
+        threading.Thread(target=lambda: (other.recv(), other.close())).start()
+        return self, connection
+
+    def wait(self) -> int:
+        self.is_known = True
+        return 0
+
+    def kill(self) -> None:
+        """It has ended."""
+
+
+def test_a_worker_that_a_signal_reached_first_has_not_died(job: Job) -> None:
+    """Its runs are left as they are, and not failed."""
+    worker: Any = EndedWorker()
+    executor = ProcessExecutor(worker, n_workers=1, max_attempts=1)
+    with pytest.raises(Stopped):
+        executor.run([job], lambda event, index: None, lambda: worker.is_known)
+    assert [folder.read()["state"] for folder in folders(job)] == ["pending"] * 2
 
 
 def test_a_death_does_not_undo_what_is_done(job: Job) -> None:
