@@ -38,6 +38,10 @@ class StorageError(GridrunError):
     """
 
 
+class ClusterError(GridrunError):
+    """The engine of a cluster does not answer, or refuses jobs."""
+
+
 class SweepStopped(GridrunError):
     """A signal stopped a sweep; asking again continues it.
 

@@ -1,8 +1,8 @@
 """The command line `gridrun`; each command is one function. Loads torch only to train.
 
-Exit codes: 0 all runs done; 1 some run failed or diverged, or nothing more can be
-written; 2 bad usage, configuration
-or data, with nothing written; 130, 143, 140 stopped by SIGINT, SIGTERM, SIGUSR2.
+Exit codes: 0 all runs done; 1 some run failed or diverged, nothing more can be written,
+or a cluster refuses; 2 bad usage, configuration or data, with nothing written; 130,
+143, 140 stopped by SIGINT, SIGTERM, SIGUSR2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gridrun.cli.new import add_new
 from gridrun.cli.repair import add_repair
 from gridrun.cli.run import add_run
 from gridrun.cli.show import add_report, add_results, add_status
-from gridrun.errors import GridrunError, StorageError, SweepStopped
+from gridrun.errors import ClusterError, GridrunError, StorageError, SweepStopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -56,7 +56,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
-    except StorageError as error:  # a full disk, say: what is finished is kept
+    except (StorageError, ClusterError) as error:  # what is finished is kept
         print(f"error: {error}", file=sys.stderr)
         return 1
     except GridrunError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gridrun.config import Hyperparams
 from gridrun.config.cluster_args import RayArgs
-from gridrun.errors import ConfigError, GridrunError, StorageError
+from gridrun.errors import ClusterError, GridrunError, StorageError
 from gridrun.executors.node import Signals, approved
 from gridrun.executors.ray_post import Post, answer, train_away
 from gridrun.executors.submissions import Submission, new_submission
@@ -275,7 +275,7 @@ def connected(args: RayArgs) -> Iterator[None]:
     """Connect to a cluster, or start a Ray on this machine, and leave it in the end.
 
     Raises:
-        ConfigError: If there is no cluster at the address.
+        ClusterError: If there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -288,7 +288,7 @@ def connected(args: RayArgs) -> Iterator[None]:
             ray.init(args.address or "local", **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             text = f"executor_args: address: no Ray at {args.address or 'this machine'}"
-            raise ConfigError(f"{text}: {error}") from error
+            raise ClusterError(f"{text}: {error}") from error
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 
 from gridrun.config import Hyperparams
 from gridrun.config.cluster_args import SlurmArgs
-from gridrun.errors import ConfigError, GridrunError
+from gridrun.errors import ClusterError
 from gridrun.executors.node import NodeTask
 from gridrun.executors.submissions import (
     Submission,
@@ -64,7 +64,7 @@ def queued_jobs(folder: SweepFolder) -> list[QueuedJob]:
     """A sweep's jobs that Slurm has queued or is running.
 
     Raises:
-        GridrunError: If Slurm does not answer.
+        ClusterError: If Slurm does not answer.
     """
     return list(_queued(open_submissions(folder, "slurm")))
 
@@ -90,7 +90,7 @@ def ask(*command: str) -> str:
     """What one of Slurm's commands answers.
 
     Raises:
-        GridrunError: If it does not, or refuses.
+        ClusterError: If it does not, or refuses.
     """
     try:
         done = subprocess.run(
@@ -101,10 +101,10 @@ def ask(*command: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise GridrunError(f"{command[0]}: no answer from Slurm: {error}") from error
+        raise ClusterError(f"{command[0]}: no answer from Slurm: {error}") from error
     if done.returncode:
         text = done.stderr.strip().replace("\n", "; ")
-        raise GridrunError(f"{command[0]}: {text or f'exit code {done.returncode}'}")
+        raise ClusterError(f"{command[0]}: {text or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -119,7 +119,7 @@ def problems(hyps: Hyperparams) -> Iterator[tuple[str, str]]:
     flags = [f"--{n}" if v is True else f"--{n}={v}" for n, v in options.items()]
     try:
         ask("sbatch", "--test-only", *flags, "--wrap=true")
-    except GridrunError as error:
+    except ClusterError as error:
         text = f"Slurm does not take such jobs: {error}"
         yield "executor_args", f"{text}; mend the options, or use another executor"
 
@@ -223,7 +223,7 @@ class Slurm:
                 handed_in = [executor.submit(task) for task in tasks]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             submission.close()
-            raise ConfigError(f"executor_args: Slurm takes no jobs: {error}") from error
+            raise ClusterError(f"Slurm takes no jobs: {error}") from error
         names = [str(one.job_id) for one in handed_in]
         dataclasses.replace(submission, job=names[0].partition("_")[0]).write()
         return dict(zip(names, parts, strict=True))
@@ -251,7 +251,7 @@ class Slurm:
         self._pause_s = min(1.2 * self._pause_s, LONGEST_PAUSE_S)
         try:
             there = {job.id for job in queued_jobs(self.folder)}
-        except GridrunError as error:
+        except ClusterError as error:
             logger.warning("%s; it is asked again", error)
             return {}
         finally:
@@ -261,12 +261,12 @@ class Slurm:
     def cancel(self, names: Sequence[str]) -> None:
         """Ask jobs to end; see `Engine`."""
         if names:
-            with contextlib.suppress(GridrunError):  # some have ended by themselves
+            with contextlib.suppress(ClusterError):  # some have ended by themselves
                 ask("scancel", *names)
 
     def close(self) -> None:
         """Close the records of what has left the queue."""
-        with contextlib.suppress(GridrunError), self.folder.locked():
+        with contextlib.suppress(ClusterError), self.folder.locked():
             self._in_queue([])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strategies import IMAGES, completed
+from strategies import IMAGES, OF_SET, completed
 
 from gridrun.cli import main
 from gridrun.cli.run import cluster_options
@@ -76,6 +76,39 @@ def test_a_wrong_option_is_exit_code_2(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {file}: executor_args: unknown option 'partiton'")
     assert [path.name for path in tmp_path.iterdir()] == ["hyperparams.json"]
+
+
+def test_a_cluster_that_refuses_later_is_exit_code_1(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write_images: Any,
+) -> None:
+    """Run folders are there by then: the same command hands them in again."""
+    write_images(tmp_path / "data" / "set" / "images.h5")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {
+        "sbatch": 'case "$*" in *--test-only*) ;; *) echo no >&2; exit 1;; esac',
+        "squeue": "true",
+        "scontrol": "echo MaxArraySize = 10",
+    }.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=":")
+    given = {
+        "exp_name": "refused",
+        **OF_SET,
+        "batch_size": 16,
+        "n_epochs": 1,
+        "lr": 0.1,
+    }
+    path = tmp_path / "hyperparams.json"
+    path.write_text(json.dumps(given | {"data_root": "data"}))
+    arguments = ["run", str(path), "--executor=slurm", "--save-root", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "Slurm takes no jobs" in capsys.readouterr().err
+    assert (tmp_path / "refused" / "refused_0" / "run.json").exists()
 
 
 @pytest.mark.parametrize("executor", ["serial", "process"])
