@@ -307,12 +307,13 @@ def _try_model(request: Request, hyps: Hyperparams, info: Any) -> None:
     import torch
     from torch import nn
 
+    from gridrun.training.engines import chosen_engine
     from gridrun.training.job import pick_device
     from gridrun.training.models import build_model
     from gridrun.training.seeding import kept_globals
 
     if not hyps.is_on_cluster:  # whose machines may have other devices
-        pick_device(hyps.device)
+        chosen_engine(hyps, pick_device(hyps.device))
     is_own = hyps.model_type not in request.library.model_names
     with kept_globals(), torch.device("cpu" if is_own else "meta"):
         model = build_model(request.library, hyps, info)

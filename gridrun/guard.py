@@ -61,9 +61,8 @@ def changes(
         data = repr([getattr(hyps, name, None) for name in names])
         if data not in files:
             files[data] = content_hashes(library.load_trainer().inspect_data(hyps))
-        method = hyps.conv_method
-        named = list(hyps.plugin_names())
-        settings = repr((named, hyps.device, hyps.threads, method))
+        keys = (hyps.device, hyps.threads, hyps.engine, hyps.conv_method)
+        settings = repr((list(hyps.plugin_names()), keys))
         if settings not in present:
             device = pick_device(hyps.device)
             present[settings] = circumstances(library, hyps, device)

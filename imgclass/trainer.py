@@ -76,9 +76,9 @@ class ImageTrainer(Trainer):
         plugins = self.runs[0].hyps.plugins if "stats" in stats else None
         return load_normaliser(stats, plugins)
 
-    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+    def train_objective(self, run: LiveRun, batch: Batch, x: Tensor) -> Terms:
         """Loss of the labels plus the l1 term."""
-        logits = run.model(self.inputs(run, batch))
+        logits = run.model(x)
         loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
         if not run.hyps.l1:
             return {"loss": loss}

@@ -113,19 +113,19 @@ class RetinaTrainer(Trainer):
         """Rates of a split; see `torchdeepretina.analysis.predict`."""
         return analysis.predict(model, cast(RetinaHyperparams, hyps), split)
 
-    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+    def train_objective(self, run: LiveRun, batch: Batch, x: Any) -> Terms:
         """Criterion plus the l1 term."""
-        z = run.model(self.inputs(run, batch))
+        z = run.model(x)
         loss = criterion(run.model, run.hyps.lossfxn, z, batch.targets)
         if not run.hyps.l1:
             return {"loss": loss}
         penalty = run.hyps.l1 * l1_of_outputs(z)
         return {"loss": loss + penalty, "l1_term": penalty}
 
-    def retinotopic_objective(self, run: LiveRun, batch: Batch) -> Terms:
+    def retinotopic_objective(self, run: LiveRun, batch: Batch, x: Any) -> Terms:
         """That of `train_loop` plus what makes one-hot weights one-hot and small."""
         hyps, onehot = cast(RetinaHyperparams, run.hyps), cast(Any, run.model).onehot
-        terms = self.train_objective(run, batch)
+        terms = self.train_objective(run, batch, x)
         own = {
             "semantic_term": hyps.semantic_scale
             * semantic_loss(onehot.probabilities()),

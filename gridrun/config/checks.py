@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gridrun.config.keys import Hyperparams, defaults_of, keys_of
+from gridrun.config.keys import Hyperparams
 from gridrun.config.messages import expectation, shown, suggest
 
 H = TypeVar("H", bound=Hyperparams)
@@ -71,8 +71,6 @@ def complete(
     """
     given = dict(values)
     problems = lift_classes(given) + _lift_optimizer_args(given)
-    for name, value in given.items():
-        problems += _availability(name, value, schema)
     model_type = given.get("model_type")
     if isinstance(model_type, str):
         given = {**copy.deepcopy(dict(schema.model_defaults(model_type))), **given}
@@ -158,20 +156,6 @@ def _lift_optimizer_args(values: dict[str, Any]) -> list[tuple[str, str]]:
         kept = {k: v for k, v in args.items() if k not in ("lr", "weight_decay")}
         values["optimizer_args"] = kept
     return problems
-
-
-def _availability(
-    name: str, value: Any, schema: type[Hyperparams]
-) -> list[tuple[str, str]]:
-    facts = keys_of(schema).get(name)
-    if facts is None or facts.available is True:
-        return []
-    default = defaults_of(schema).get(name)
-    allowed = facts.available or (default,)
-    if any(_is_same(value, one) for one in allowed):
-        return []
-    texts = " or ".join(shown(one) for one in allowed)
-    return [(name, f"{shown(value)} is not available yet; leave it out or at {texts}")]
 
 
 def _beside(

@@ -21,15 +21,12 @@ class Key:
         identity: Whether its value is part of what a run is: `yes`; `no` (never
             changes results); `guard` (changes bits, not meaning).
         sweepable: Whether it may stand in hyperranges.json.
-        available: True, False (only the default may be given as yet), or the values
-            that work as yet.
         is_path: Whether relative values are relative to the file that holds them.
     """
 
     group: Group
     identity: Identity
     sweepable: bool
-    available: bool | tuple[object, ...]
     is_path: bool
 
 
@@ -40,7 +37,6 @@ def key(
     group: Group,
     identity: Identity = "yes",
     sweepable: bool | None = None,
-    available: bool | tuple[object, ...] = True,
     is_path: bool = False,
     expected: str | None = None,
     **constraints: Any,
@@ -51,7 +47,7 @@ def key(
     words what the constraints allow, where they are a pattern.
     """
     swept = identity == "yes" if sweepable is None else sweepable
-    facts = Key(group, identity, swept, available, is_path)
+    facts = Key(group, identity, swept, is_path)
     extra = {"gridrun": dataclasses.asdict(facts)}
     if expected is not None:
         extra["gridrun"]["expected"] = expected

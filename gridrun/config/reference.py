@@ -60,15 +60,9 @@ def _rows(group: Group) -> Iterator[str]:
 
 
 def _row(name: str, schema: type[Hyperparams]) -> str:
-    facts = keys_of(schema)[name]
     default = defaults_of(schema).get(name, ...)
     shown = "required" if default is ... else f"`{json.dumps(default)}`"
     meaning = (schema.model_fields[name].description or "").replace("|", "\\|")
-    if facts.available is False:
-        meaning += " (not available yet)"
-    elif isinstance(facts.available, tuple):
-        works = ", ".join(f"`{json.dumps(one)}`" for one in facts.available)
-        meaning += f" (as yet only {works})"
     value = expectation(json_schema(schema)["properties"][name]).replace("|", "\\|")
     return f"{value} | {shown} | {meaning}"
 

@@ -252,10 +252,10 @@ class RunnerKeys(StrictModel):
     )
     engine: Literal["auto", "solo", "graph", "stacked"] = key(
         "auto",
-        "how a cohort's steps are run",
+        "how a cohort computes gradients: solo, run by run; on GPUs also graph (from "
+        "CUDA graphs) or stacked (runs of one objective together); auto: solo",
         group="runner",
         identity="guard",
-        available=("auto", "solo"),
     )
     conv_method: Literal["auto", "direct", "fourier"] = key(
         "auto",

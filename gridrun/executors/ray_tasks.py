@@ -73,6 +73,9 @@ def problems(hyps: Hyperparams) -> Iterator[tuple[str, str]]:
         yield "executor", "ray is not installed: pip install 'gridrun[ray]'"
         return
     args = RayArgs.model_validate(hyps.executor_args)
+    if not args.num_gpus and hyps.engine not in ("auto", "solo"):
+        text = f"{hyps.engine} is for GPUs, and num_gpus of executor_args is 0"
+        yield "engine", f"{text}; ask for one, or use auto or solo"
     address = args.address
     for text in _too_much(args) if address is None else _no_answer(address):
         yield "executor_args", text

@@ -154,9 +154,9 @@ class GeneralTrainer(Trainer):
     def _made(self) -> dict[int, tuple[Any, dict[str, Any]]]:
         return {}
 
-    def train_objective(self, run: LiveRun, batch: Batch) -> Terms:
+    def train_objective(self, run: LiveRun, batch: Batch, x: Tensor) -> Terms:
         """Loss of predictions plus the l1 term."""
-        z = run.model(self.inputs(run, batch))
+        z = run.model(x)
         pair = self.in_space(run, batch, z, run.hyps.loss_space)
         loss = self.criterion(run)(*pair)
         if not run.hyps.l1:
@@ -165,13 +165,14 @@ class GeneralTrainer(Trainer):
         return {"loss": loss + penalty, "l1_term": penalty}
 
     loops: ClassVar = {"train_loop": train_objective}
+    reads_inputs = True
 
-    def objective(self, run: LiveRun, batch: Batch) -> Terms:
+    def objective(self, run: LiveRun, batch: Batch, x: Tensor) -> Terms:
         """Adds: a plug-in gets inputs and targets as they are normalised."""
         if run.extras.objective is None:
-            return super().objective(run, batch)
-        plain = self.plain_batch(run, batch)
-        return as_terms(run.extras.objective(run.model, plain.inputs, plain.targets))
+            return super().objective(run, batch, x)
+        _, targets = self.in_space(run, batch, batch.targets, "default")
+        return as_terms(run.extras.objective(run.model, x, targets))
 
     def plain_batch(self, run: LiveRun, batch: Batch) -> Batch:
         """Inputs, and of pair data targets, as they are normalised."""

@@ -10,7 +10,7 @@ from gridrun.nn.fourier import (
     fourier_conv2d,
     set_method,
 )
-from gridrun.nn.noise import Dropout, GaussianNoise, RandomModule
+from gridrun.nn.noise import Dropout, GaussianNoise, RandomModule, Tape
 from gridrun.nn.norms import AbsBatchNorm1d, AbsBatchNorm2d, FlatBatchNorm
 from gridrun.nn.retinotopy import (
     GrabUnits,
@@ -36,6 +36,7 @@ __all__ = [
     "RandomModule",
     "ShakeShake",
     "Spectrum",
+    "Tape",
     "ValidConv2d",
     "central_place",
     "chosen_methods",

@@ -43,8 +43,12 @@ class ShakeShake(RandomModule):
     def _weights(self, outputs: Tensor) -> Tensor:
         """(n, B, 1, ...): uniform on the simplex for each image."""
         shape = (*outputs.shape[:2], *(1 for _ in outputs.shape[2:]))
-        draws = outputs.new_empty(shape).exponential_(generator=self.generator)
+        draws = self.drawn(outputs.new_empty(shape))
         return draws / draws.sum(0)
+
+    def draw(self, like: Tensor) -> Tensor:
+        """Exponential numbers."""
+        return torch.empty_like(like).exponential_(generator=self.generator)
 
 
 class _Mix(torch.autograd.Function):

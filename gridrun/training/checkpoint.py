@@ -23,11 +23,14 @@ CHECKPOINT_VERSION = 1
 def plain(value: Any) -> Any:
     """The value as tensors, numbers, text, booleans, None, lists and dicts.
 
+    Of a tensor that is part of another, only the part is kept.
+
     Raises:
         TypeError: If it holds anything else.
     """
     if isinstance(value, Tensor):
-        return value.detach()
+        is_part = value.untyped_storage().nbytes() > value.nbytes
+        return value.detach().clone() if is_part else value.detach()
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):

@@ -33,6 +33,7 @@ from gridrun.training.cohort import (
     describe_failure,
 )
 from gridrun.training.data import Data, DataInfo
+from gridrun.training.engines import chosen_engine
 from gridrun.training.event import Event
 from gridrun.training.trainer import Trainer
 
@@ -88,6 +89,7 @@ def _train_cohort(
         ]
         runs = [run for run in held if run.record["state"] not in job.final_states]
         if runs:
+            chosen_engine(runs[0].hyps, device)  # as the device: known before a start
             _train(library, runs, device, report, should_stop)
 
 
@@ -194,7 +196,7 @@ def circumstances(
         if device.type == "cuda"
         else processor_name(),
         "threads": torch.get_num_threads(),
-        "engine": "solo",
+        "engine": chosen_engine(hyps, device),
         "conv_method": hyps.conv_method,
         "versions": versions(),
         "model_source_sha256": file_hash(source) if source else None,

@@ -42,10 +42,10 @@ from gridrun.training.data import (
     n_batches,
 )
 from gridrun.training.diagnose import Diagnosis
+from gridrun.training.engines import Engine, chosen_engine, fed, make_engine
 from gridrun.training.event import Event
 from gridrun.training.examples import Examples
 from gridrun.training.extras import Change, Extras
-from gridrun.training.losses import is_finite
 from gridrun.training.models import build_model, describe_model, n_parameters
 from gridrun.training.seeding import epoch_order, kept_globals
 from gridrun.training.terms import EpochTotals, Terms, as_terms
@@ -58,8 +58,8 @@ class Trainer(abc.ABC):
     """Trains the runs of a cohort over one stream of batches.
 
     A library derives its own: how data are opened and a model is built, what is
-    measured, and the named loops, each the objective of one batch. A run's result
-    does not depend on the others of its cohort.
+    measured, and the named loops, each the objective of one batch and of what the
+    model takes of it, x. A run's result does not depend on the others of its cohort.
 
     Args:
         library: Names the models.
@@ -69,8 +69,9 @@ class Trainer(abc.ABC):
         should_stop: Asked before each step; True interrupts.
     """
 
-    loops: ClassVar[Mapping[str, Callable[[Any, LiveRun, Batch], Terms]]] = {}
+    loops: ClassVar[Mapping[str, Callable[[Any, LiveRun, Batch, Any], Terms]]] = {}
     augmenters: ClassVar[Mapping[str, Change]] = {}
+    reads_inputs: ClassVar[bool] = False  # whether loops look at them beside x
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Trainer(abc.ABC):
         self.data = data
         self.report = report
         self.should_stop = should_stop
+        self.engine = Engine(self)
         self.readers: Readers | None = None
         self.diagnoses: dict[int, Diagnosis] = {}
         self.examples: dict[int, Examples] = {}
@@ -127,7 +129,8 @@ class Trainer(abc.ABC):
 
     def try_batch(self, run: LiveRun, batch: Batch) -> None:
         """Compute what training and evaluation compute for a batch."""
-        terms = as_terms(self.objective(run, self.augmented(run, batch)))
+        batch, x = fed(self, run, batch)
+        terms = as_terms(self.objective(run, batch, x))
         if not terms["loss"].requires_grad:
             raise ConfigError("train_loop: the loss does not depend on the parameters")
         terms["loss"].backward()  # type: ignore[no-untyped-call]
@@ -200,6 +203,8 @@ class Trainer(abc.ABC):
             for run in self.runs:
                 with self.guarded(run):
                     self.start(run)
+            hyps = self.runs[0].hyps
+            self.engine = make_engine(chosen_engine(hyps, self.runs[0].device), self)
             with self.reading_ahead():
                 while runs := self.due():
                     self.run_epoch(runs)
@@ -294,6 +299,7 @@ class Trainer(abc.ABC):
             started = time.perf_counter()
             batch = next(ready)
             shared_s += time.perf_counter() - started
+            self.engine.prepare(self._running(runs), batch)
             for run in self._running(runs):
                 with self.guarded(run), run.timed():
                     terms = self.train_step(run, batch)
@@ -330,17 +336,8 @@ class Trainer(abc.ABC):
         Raises:
             Diverged: If the loss is not finite.
         """
-        if not run.model.training:
-            run.model.train()
-        batch = self.augmented(run, batch.to(run.dtype))
-        with run.autocast():
-            terms = self.objective(run, batch)
-        loss = terms["loss"]
-        if not is_finite(loss):
-            raise Diverged(f"training loss became {loss.item()}")
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        run.batch_log.add(loss, run.model)
+        terms = self.engine.backward(run, batch)
+        run.batch_log.add(terms["loss"], run.model)
         if run.hyps.grad_clip is not None:
             nn.utils.clip_grad_norm_(run.model.parameters(), run.hyps.grad_clip)
         run.optimizer.step()
@@ -364,12 +361,17 @@ class Trainer(abc.ABC):
             return inputs
         return run.extras.distorter(inputs, run.random.generators["distortion"])
 
-    def objective(self, run: LiveRun, batch: Batch) -> Terms:
-        """What the run minimises for a batch, `loss`, and its terms."""
+    def objective(self, run: LiveRun, batch: Batch, x: Any) -> Terms:
+        """What the run minimises for a batch, `loss`, and its terms.
+
+        Args:
+            run: The run.
+            batch: Samples.
+            x: What the model takes of them.
+        """
         if run.extras.objective is None:
-            return self.loops[run.hyps.train_loop](self, run, batch)
-        inputs = self.inputs(run, batch)
-        return as_terms(run.extras.objective(run.model, inputs, batch.targets))
+            return self.loops[run.hyps.train_loop](self, run, batch, x)
+        return as_terms(run.extras.objective(run.model, x, batch.targets))
 
     def end_epoch(self, run: LiveRun, epoch: int, metrics: dict[str, float]) -> None:
         """Record the epoch and save its checkpoint."""
@@ -474,6 +476,10 @@ class Trainer(abc.ABC):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was asked for that the device or the machine does not have."""
+    """Whether memory was asked for that the device or the machine does not have.
+
+    A capture that runs out of it ends with an error of its own.
+    """
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    found = (error, error.__context__)
+    return any(isinstance(e, kinds) or "can't allocate memory" in str(e) for e in found)

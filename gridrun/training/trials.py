@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from gridrun.errors import ConfigError
 from gridrun.plugins import Library
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import DataInfo
+from gridrun.training.engines import try_engine
 from gridrun.training.extras import Extras
 from gridrun.training.models import build_model
 from gridrun.training.seeding import RunRandom, kept_globals
@@ -48,6 +50,9 @@ def try_out(
             "extras": Extras.of(hyps, trainer.augmenters),
             "random": RunRandom(0, torch.device("cpu")),
             "number": 0,
+            "device": torch.device("cpu"),
+            "dtype": torch.float32,
+            "autocast": contextlib.nullcontext,
         }
         run = cast(LiveRun, SimpleNamespace(**given))
         made = trainer.trial(hyps, info, min(hyps.batch_size, N_TRIED))
@@ -55,8 +60,10 @@ def try_out(
             return
         data, batch = made
         shape = list(batch.inputs.shape)
+        made_trainer = trainer(library, [run], data)
         try:
-            trainer(library, [run], data).try_batch(run, batch)
+            made_trainer.try_batch(run, batch)
+            try_engine(made_trainer, run, batch)
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:

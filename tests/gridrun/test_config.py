@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 from strategies import BASES, IMAGES, RETINA, completed, json_values, problems_of
 
 from gridrun.config import (
@@ -18,7 +17,6 @@ from gridrun.config import (
     data_root,
     defaults_of,
     get_nested,
-    keys_of,
     parse_override,
     read_json,
     resolve_paths,
@@ -30,12 +28,6 @@ from gridrun.errors import ConfigError
 from gridrun.plugins import libraries
 
 SCHEMAS = {name: libraries()[name].schema for name in BASES}
-PENDING = [
-    pytest.param(library, name, id=f"{library}-{name}")
-    for library, schema in SCHEMAS.items()
-    for name, facts in keys_of(schema).items()
-    if facts.available is not True
-]
 OPTIONAL = [
     pytest.param(library, name, id=f"{library}-{name}")
     for library, schema in SCHEMAS.items()
@@ -287,54 +279,12 @@ def test_suggestions_take_a_prefix() -> None:
     )
 
 
-# --- keys that are not built yet --------------------------------------------------
-
-
-def other_value(library: str, name: str) -> Any:
-    """A value of the right type that is neither the default nor available."""
-    schema = SCHEMAS[library]
-    allowed = keys_of(schema)[name].available or (defaults_of(schema)[name],)
-    adapter: TypeAdapter[Any] = TypeAdapter(schema.model_fields[name].annotation)
-    literals = json.dumps(schema.model_json_schema()["properties"][name])
-    words = [word for word in literals.split('"') if word.isidentifier()]
-    for value in (True, False, 11.5, 7, [7], ["x"], {"x": 1}, *words):
-        try:
-            adapter.validate_python(value, strict=True)
-        except ValidationError:
-            continue
-        if value not in allowed:
-            return value
-    raise AssertionError(f"no other value of {name}")
-
-
-@pytest.mark.parametrize(("library", "name"), PENDING)
-def test_the_default_of_a_key_not_built_yet_passes(library: str, name: str) -> None:
-    """A run's own file, which holds every key, can be trained again."""
-    default = defaults_of(SCHEMAS[library])[name]
-    assert getattr(completed(BASES[library], **{name: default}), name) == default
-
-
-@pytest.mark.parametrize(("library", "name"), PENDING)
-def test_another_value_of_a_key_not_built_yet_is_refused(
-    library: str, name: str
-) -> None:
-    """A feature that is not there is refused, never ignored."""
-    message = problems_of(BASES[library], **{name: other_value(library, name)})[name]
-    assert "is not available yet" in message
-
-
 @pytest.mark.parametrize(
     ("key", "value"), [("early_stop_min_delta", 0), ("semantic_scale", 10)]
 )
 def test_a_default_may_be_written_as_an_integer(key: str, value: int) -> None:
-    """0 is 0.0 for keys that are not built yet, too."""
+    """0 is 0.0."""
     assert getattr(completed(RETINA, **{key: value}), key) == value
-
-
-@pytest.mark.parametrize("engine", ["auto", "solo"])
-def test_available_values_pass(engine: str) -> None:
-    """Of a key that is built in part, the built values are taken."""
-    assert completed(IMAGES, engine=engine).engine == engine
 
 
 # --- completion -------------------------------------------------------------------

@@ -28,7 +28,7 @@ import gridrun.readers as reading_ahead
 import gridrun.sweep as sweeps
 import gridrun.training.job as training_job
 from gridrun import claims
-from gridrun.config import Hyperparams, complete, key, keys_of
+from gridrun.config import Hyperparams, key, keys_of
 from gridrun.errors import ConfigError, DataError
 from gridrun.executors.fork_server import ForkServer
 from gridrun.plugins import libraries
@@ -657,7 +657,7 @@ RUNNER: dict[str, list[Row]] = {
         Row("cpu", (changed(lambda outcome: outcome.jobs[0][1], "auto", "cpu"),)),
         Row("cuda:99", "cuda:99 is not there"),
     ],
-    "engine": [Row("solo", (same_w,)), Row("graph", "not available yet")],
+    "engine": [Row("solo", (same_w,)), Row("graph", "engine: graph is for GPUs")],
     "conv_method": [
         Row(
             "direct",
@@ -821,7 +821,7 @@ def is_tested(library: str, schema: type[Hyperparams], name: str) -> bool:
     Keys that act on a run, in each library; what never changes results, in one.
     """
     facts = keys_of(schema)[name]
-    if facts.available is False or facts.group in ("model", "pruning"):
+    if facts.group in ("model", "pruning"):
         return True
     if facts.identity == "yes":
         return bool(rows_of(library, name))
@@ -1024,17 +1024,6 @@ def test_centres_from_white_noise_are_found_for_some_runs_of_a_sweep(
     together = swept(keys, {"convgc": [False, True]})
     alone = swept({**keys, "convgc": True}, {})
     assert equal_bits(together.weights[1], alone.weights[0])
-
-
-# --- what is not there yet --------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", ["graph", "stacked"])
-def test_values_that_are_not_built_are_refused(value: str) -> None:
-    """Of a key that is partly there the other values are told as not available yet."""
-    given = {**BASE[IMAGES], "engine": value}
-    _, problems = complete(given, libraries()[IMAGES].schema)
-    assert "not available yet" in dict(problems)["engine"]
 
 
 # --- workers that die -------------------------------------------------------------

@@ -112,10 +112,10 @@ def test_a_tracker_is_told_of_other_ends(
     """A run that raises or diverges has an end too."""
     objective = Trainer.objective
 
-    def bad(self: Any, run: Any, batch: Any) -> Any:
+    def bad(self: Any, run: Any, batch: Any, x: Any) -> Any:
         if error is not None:
             raise error
-        terms = objective(self, run, batch)
+        terms = objective(self, run, batch, x)
         return terms | {"loss": terms["loss"] * torch.nan}
 
     calm = train()

@@ -684,8 +684,8 @@ def test_a_diverging_attempt_is_rejected_and_the_run_goes_on(
     objective = RetinaTrainer.loops["train_loop"]
     steps = itertools.count()
 
-    def diverging(trainer: Any, run: Any, batch: Any) -> Any:
-        terms = objective(trainer, run, batch)
+    def diverging(trainer: Any, run: Any, batch: Any, x: Any) -> Any:
+        terms = objective(trainer, run, batch, x)
         if next(steps) - N_STEPS in spoilt:
             return terms | {"loss": terms["loss"] * math.nan}
         return terms

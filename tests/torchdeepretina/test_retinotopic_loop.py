@@ -84,7 +84,7 @@ def test_loss_agrees_with_hand(
     own = hyps(lossfxn=lossfxn, **keys)
     run: Any = SimpleNamespace(model=model, hyps=own, extras=Extras())
     trainer: Any = RetinaTrainer(LIBRARY, [], SimpleNamespace())
-    terms = trainer.retinotopic_objective(run, Batch(x, targets))
+    terms = trainer.retinotopic_objective(run, Batch(x, targets), x)
 
     w = model.onehot.weight.detach().numpy()
     maps = model.tiled_forward(x).detach().numpy().reshape(6, 3, -1)

@@ -10,9 +10,9 @@ def _at(step: int, value: float) -> None:
     loops = ImageTrainer.loops
     n_steps = 0
 
-    def spoiled(loop, self, run, batch):
+    def spoiled(loop, self, run, batch, x):
         nonlocal n_steps
-        terms = loop(self, run, batch)
+        terms = loop(self, run, batch, x)
         if run.hyps.lr == 0.02 and run.seed == 6:
             n_steps += 1
             path = run.folder.path / "steps.json"

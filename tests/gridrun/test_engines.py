@@ -1,0 +1,460 @@
+"""Engines: however gradients are computed, each run is trained as if alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from strategies import OF_MOVIE
+from torch import Tensor
+
+from gridrun.errors import ConfigError
+from gridrun.store import RunFolder
+from gridrun.sweep import Run, run_sweep
+from gridrun.training import engines, job, trainer
+from gridrun.training.cohort import Interrupted
+from imgclass.trainer import ImageTrainer
+
+ENGINES = ("graph", "stacked")
+PLUGINS = {"plugins": str(Path(__file__).parents[1] / "plugins")}
+COMMON: dict[str, Any] = {
+    "exp_name": "sweep",
+    "n_epochs": 2,
+    "lr": 0.01,
+    "seed": 5,
+    "data_root": "data",
+    "executor": "serial",
+    "workers": 1,
+    "optimizer": "SGD",  # Adam makes steps of rounding where the gradient is 0
+    "precision": "float64",
+}
+MOVIE = COMMON | dict(OF_MOVIE) | {"batch_size": 32}
+PICTURES = COMMON | {"dataset": "set", "img_shape": [3, 8, 8], "batch_size": 16}
+LARGE = COMMON | {
+    "dataset": "large",
+    "img_shape": [3, 32, 32],
+    "batch_size": 16,
+    "n_epochs": 1,
+}
+SMALL = PICTURES | {
+    "model_type": "SmallNet",
+    "chans": [3],
+    "ksizes": [3],
+    "mid_dims": 5,
+}
+WAVES = (
+    COMMON
+    | PLUGINS
+    | {
+        "model_type": "Denoiser",
+        "dataset": "Waves",
+        "lossfxn": "MSELoss",
+        "batch_size": 8,
+    }
+)
+TWO_LAYERS = {"chans": [2, 3], "ksizes": [4, 3, 2]}
+CASES: dict[str, dict[str, Any]] = {
+    "stacks": MOVIE | TWO_LAYERS,
+    "dropout in stacks": MOVIE | TWO_LAYERS | {"drop_p": 0.3},
+    "dense": MOVIE | {"stackconvs": False, "conv_method": "direct"},
+    "fourier": MOVIE | TWO_LAYERS | {"stackconvs": False, "conv_method": "fourier"},
+    "norm per unit": MOVIE | {"bnorm_d": 1, "bn_moment": 0.2},
+    "no norm, l1": MOVIE | {"bnorm": False, "l1": 0.01, "lr": 0.001},
+    "at the centres": MOVIE | {"convgc": True},
+    "log rates": MOVIE | {"softplus": False, "log_poisson": True, "lr": 0.001},
+    "one-hot": MOVIE
+    | {"model_type": "RetinotopicModel", "train_loop": "retinotopic_loop"},
+    "BNCNN": MOVIE | TWO_LAYERS | {"model_type": "BNCNN", "output_scale": "std"},
+    "LinearStackedBNCNN": MOVIE | TWO_LAYERS | {"model_type": "LinearStackedBNCNN"},
+    "McIntosh2016": MOVIE | {"model_type": "McIntosh2016", "chans": [2, 3]},
+    "LN": MOVIE | {"model_type": "LN", "lr": 0.0001},
+    "distorted windows": MOVIE
+    | {"distorter": "gaussian", "distorter_args": {"std": 1}},
+    "dropout of images": SMALL
+    | {"augment": [], "drop_ps": [0.1, 0.3], "augmenters": ["flip"]},
+    "squared error": SMALL | {"lossfxn": "MSELoss", "grad_clip": 0.1, "log_grad": True},
+    "PlainN": LARGE | {"model_type": "PlainN", "width": 3, "n_shakes": 2},
+    "AlexNet": LARGE
+    | {"model_type": "AlexNet", "mid_dims": 4, "locrespnorm": True, "lr": 0.001},
+    "Tiny10": LARGE | {"model_type": "Tiny10", "width": 3},
+    "objective": SMALL | PLUGINS | {"train_loop": "with_weights"},
+    "pairs": WAVES | {"distorter": "dropout", "distorter_args": {"p": 0.2}},
+    "own space": WAVES | {"normalizer": "per_sample", "loss_space": "original"},
+    "louder pairs": WAVES | {"augmenters": ["Louder"], "lr": 0.001},
+    "preset": WAVES | {"use_preset": True, "log_loss": True, "log_frequency": 2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def places(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_recording: Callable[..., Any],
+    write_images: Callable[..., Any],
+) -> Iterator[Path]:
+    """A working directory with a recording and an image set."""
+    root = tmp_path_factory.mktemp("engines")
+    write_recording(root / "data" / "rec" / "movie.h5")
+    write_images(root / "data" / "set" / "images.h5", shape=(3, 8, 8))
+    write_images(root / "data" / "large" / "images.h5", shape=(3, 32, 32), n_train=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine may be used on the CPU; a graph is then its step itself."""
+    for module in (job, trainer, engines):  # the latter for the checks
+        monkeypatch.setattr(module, "chosen_engine", lambda hyps, device: hyps.engine)
+    monkeypatch.setattr(engines, "captured", lambda step, device: step)
+    monkeypatch.setattr("imgclass.models.channels_last", lambda x: x)  # as on a GPU
+
+
+@pytest.fixture
+def swept(anywhere: None, tmp_path: Path) -> Callable[..., list[Run]]:
+    """Function (keys, ranges, engine, place) that trains a sweep and gives its runs."""
+
+    def train(
+        keys: Mapping[str, Any],
+        ranges: Mapping[str, Any],
+        engine: str = "solo",
+        place: str = "first",
+    ) -> list[Run]:
+        root = str(tmp_path / place / engine)
+        given = {**keys, "engine": engine, "save_root": root}
+        return run_sweep(given, ranges, quiet=True).runs()
+
+    return train
+
+
+def ranges_of(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs of one cohort, half of which differ in more than the update."""
+    found: dict[str, Any] = {"lr": [keys["lr"], keys["lr"] / 2]}
+    if keys.get("model_type") in ("VaryModel", "BNCNN"):
+        return found | {"noise": [0.05, 0.2]}
+    return found | {"l2": [0.0, 0.01]}
+
+
+def numbers_of(run: Run) -> dict[str, Tensor]:
+    """The last checkpoint's weights, buffers and states of random generators."""
+    state = run.checkpoint("last")
+    random = {name: state["rng"][name] for name in ("generators", "torch")}
+    return {**state["model_state_dict"], **random}
+
+
+def assert_close(one: Run, other: Run, limit: float) -> None:
+    """Weights, buffers and tables agree to a limit; random numbers to the bit."""
+    assert other.record["state"] == one.record["state"] == "done", other.record["error"]
+    found = numbers_of(other)
+    for name, tensor in numbers_of(one).items():
+        atol = limit if tensor.is_floating_point() else 0
+        torch.testing.assert_close(found[name], tensor, rtol=limit, atol=atol)
+    for table in ("epochs", "batches", "evaluations"):
+        rows, same = (getattr(run.folder, table).read() for run in (one, other))
+        for row in rows + same:
+            row.pop("time_s", None)
+        assert same == [pytest.approx(row, rel=limit, abs=limit) for row in rows]
+
+
+def assert_equal(one: Run, other: Run) -> None:
+    """Two runs agree to the bit."""
+    assert_close(one, other, 0.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_runs_are_those_that_train_alone(
+    swept: Callable[..., list[Run]], name: str
+) -> None:
+    """The engines' own arithmetic is that of runs one by one, to rounding or better."""
+    ranges = ranges_of(CASES[name])
+    expected = swept(CASES[name], ranges)
+    weights = [str(run.checkpoint("last")["model_state_dict"]) for run in expected]
+    assert len(set(weights)) == len(expected) == 4
+    for engine, limit in (("graph", 0.0), ("stacked", 1e-9)):
+        for one, other in zip(
+            expected, swept(CASES[name], ranges, engine), strict=True
+        ):
+            assert other.record["attempts"][0]["engine"] == engine
+            assert_close(one, other, limit)
+
+
+# --- stacks -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The runs of every computed stack, by their numbers."""
+    found: list[list[int]] = []
+    backward = engines._Stack.backward
+
+    def noted(self: Any, *given: Any) -> Any:
+        found.append(self.numbers)
+        return backward(self, *given)
+
+    monkeypatch.setattr(engines._Stack, "backward", noted)
+    return found
+
+
+def test_what_differs_in_the_objective_is_not_stacked(
+    swept: Callable[..., list[Run]], stacks: list[list[int]]
+) -> None:
+    """Runs of another architecture or penalty are a stack of their own."""
+    pairs = [[0.0, 0.0], [0.0, 0.1], [0.0, 0.2], [0.01, 0.1]]
+    swept(MOVIE, {"l1,noise": pairs, "optimizer": ["SGD", "Adam"]}, "stacked")
+    assert len(stacks) == 3 * 2 * 4  # stacks, epochs, batches
+    assert stacks[:3] == [[0, 1], [2, 3, 4, 5], [6, 7]]
+
+
+def test_a_stack_goes_on_without_those_that_end(
+    swept: Callable[..., list[Run]], stacks: list[list[int]]
+) -> None:
+    """A run that ends early, and one that diverges, leave the others as they are."""
+    lrs, keys = [0.01, 1e38, 0.02, 0.03], SMALL | {"n_epochs": 3}
+    linked = [
+        {"lr": lr, "n_epochs": n} for lr, n in zip(lrs, [3, 3, 1, 3], strict=True)
+    ]
+    ranges = {"lr,n_epochs": [list(one.values()) for one in linked]}
+    expected, found = swept(keys, ranges), swept(keys, ranges, "stacked")
+    states = [run.record["state"] for run in found]
+    assert states == ["done", "diverged", "done", "done"]
+    assert found[1].record["error"] == expected[1].record["error"]
+    assert {tuple(one) for one in stacks} == {(0, 1, 2, 3), (0, 2, 3), (0, 3)}
+    for i in (0, 2, 3):
+        assert_close(expected[i], found[i], 1e-9)
+
+
+def test_a_run_that_raises_leaves_its_stack(
+    swept: Callable[..., list[Run]],
+    stacks: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What one run's augmenter raises is that run's failure alone."""
+    augmented = ImageTrainer.augmented
+    n_calls = [0]
+
+    def raising(run: Any, batch: Any) -> Any:
+        n_calls[0] += 1
+        if run.hyps.lr == 0.02 and run.epoch == 1:
+            raise KeyError("second epoch")
+        return augmented(run, batch)
+
+    ranges = {"lr": [0.01, 0.02, 0.03]}
+    expected = swept(SMALL, ranges)
+    monkeypatch.setattr(ImageTrainer, "augmented", staticmethod(raising))
+    found = swept(SMALL, ranges, "stacked")
+    assert [run.record["state"] for run in found] == ["done", "failed", "done"]
+    assert "second epoch" in str(found[1].record["error"])
+    assert {tuple(one) for one in stacks} == {(0, 1, 2), (0, 2)}
+    for i in (0, 2):
+        assert_close(expected[i], found[i], 1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_interrupted_cohort_goes_on_to_the_same_bits(
+    anywhere: None,
+    places: Path,
+    train: Callable[..., list[RunFolder]],
+    make_folder: Callable[[Any], RunFolder],
+    retina_hyps: Callable[..., Any],
+    last_state: Callable[[RunFolder], dict[str, Any]],
+    same: Callable[[Any, Any], bool],
+    engine: str,
+) -> None:
+    """Epochs after a resumption are those of an uninterrupted cohort."""
+    hyps = [
+        retina_hyps(places / "data", lr=lr, n_epochs=4, drop_p=0.2, engine=engine)
+        for lr in (0.01, 0.02)
+    ]
+    whole = train(hyps)
+    n_steps = itertools.count()
+    parts = [make_folder(one) for one in hyps]
+    with pytest.raises(Interrupted):
+        train(hyps, parts, lambda: next(n_steps) > 9)  # in the third epoch
+    train(hyps, parts)
+    for one, other in zip(whole, parts, strict=True):
+        assert len(other.read()["attempts"]) == 2
+        assert same(last_state(one), last_state(other))
+
+
+def test_pruning_goes_on_in_a_stack(swept: Callable[..., list[Run]]) -> None:
+    """Channels that close in one run stay open in the others."""
+    keys = MOVIE | TWO_LAYERS | {"prune": True, "prune_intvl": 1, "reset_sd": True}
+    ranges = {"lr": [0.01, 0.02], "prune_tolerance": [0.0, 3.0]}
+    expected, found = swept(keys, ranges), swept(keys, ranges, "stacked")
+    for one, other in zip(expected, found, strict=True):
+        tables = [(run.folder.path / "pruning.csv").read_text() for run in (one, other)]
+        verdicts = [
+            [row.split(",")[1:4] for row in table.splitlines()] for table in tables
+        ]
+        assert verdicts[0] == verdicts[1]
+        assert_close(one, other, 1e-7)
+
+
+def test_a_checkpoint_holds_one_run(swept: Callable[..., list[Run]]) -> None:
+    """The file of a run whose weights are part of a stack is not that of the stack."""
+    ranges = {"lr": [0.01, 0.02, 0.03, 0.04]}
+    sizes = [
+        run.folder.checkpoint_path(2).stat().st_size
+        for engine in ("solo", "stacked")
+        for run in swept(SMALL, ranges, engine)
+    ]
+    assert max(sizes) < 1.02 * min(sizes)
+
+
+# --- captured steps ---------------------------------------------------------------
+
+
+def test_a_graph_is_captured_once_per_shape_of_batch(
+    swept: Callable[..., list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run has its own, and the last, smaller batch another."""
+    n_captured, n_replayed = [0], [0]
+
+    def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        def replay() -> None:
+            n_replayed[0] += 1
+            step()
+
+        n_captured[0] += 1
+        return replay
+
+    monkeypatch.setattr(engines, "captured", captured)
+    swept(MOVIE, {"lr": [0.01, 0.02]}, "graph")  # 4 batches, the last smaller
+    assert n_captured[0] == 2 * 2
+    assert n_replayed[0] == 2 * 2 * 4
+
+
+# --- which engine -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "chosen"),
+    [
+        ("auto", "cpu", "solo"),
+        ("auto", "cuda", "solo"),
+        ("solo", "cuda:1", "solo"),
+        ("graph", "cuda:1", "graph"),
+        ("stacked", "cuda", "stacked"),
+    ],
+)
+def test_the_engine_depends_on_key_and_device(
+    image_hyps: Callable[..., Any], engine: str, device: str, chosen: str
+) -> None:
+    """The key says it; without one each run trains alone."""
+    hyps = image_hyps(Path(), engine=engine)
+    assert engines.chosen_engine(hyps, torch.device(device)) == chosen
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_for_gpus_are_refused_on_a_cpu(tmp_path: Path, engine: str) -> None:
+    """Before anything is written, with the remedy."""
+    given = {**SMALL, "engine": engine, "device": "cpu", "save_root": str(tmp_path)}
+    with pytest.raises(ConfigError, match=f"engine: {engine} is for GPUs.*use auto"):
+        run_sweep(given, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+PLUGIN = """
+import torch
+from torch import nn
+
+class {name}(nn.Module):
+    LIBRARY = "imgclass"
+
+    def __init__(self, img_shape, n_units):
+        super().__init__()
+        self.linear = nn.Linear(img_shape[0] * img_shape[1] * img_shape[2], n_units)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        z = self.linear(x.flatten(1))
+        {line}
+        return z
+
+class Remembering:
+    size = 0.0
+    def __call__(self, model, inputs, targets):
+        return nn.functional.cross_entropy(model(inputs), targets)
+    def state_dict(self):
+        return dict(size=self.size)
+    def load_state_dict(self, state):
+        self.size = state["size"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "reason"),
+    [
+        ("Random", "z = self.dropout(z)", "random"),
+        ("Branching", "z = z if z.mean() > 9 else 2 * z", "data-dependent"),
+    ],
+)
+def test_models_that_cannot_be_stacked_are_refused(
+    anywhere: None, tmp_path: Path, name: str, line: str, reason: str
+) -> None:
+    """Before anything starts, with torch's reason and the remedy."""
+    (tmp_path / "plugins" / "models").mkdir(parents=True)
+    file = tmp_path / "plugins" / "models" / f"{name.lower()}.py"
+    file.write_text(PLUGIN.format(name=name, line=line))
+    given = PICTURES | {"model_type": name, "plugins": str(tmp_path / "plugins")}
+    given |= {"save_root": str(tmp_path / "sweeps")}
+    with pytest.raises(ConfigError, match=f"engine: stacked: .*{name}.*{reason}.*solo"):
+        run_sweep({**given, "engine": "stacked"}, quiet=True)
+    assert not (tmp_path / "sweeps").exists()
+    run_sweep(given, quiet=True)
+
+
+def test_objectives_with_a_state_are_refused(anywhere: None, tmp_path: Path) -> None:
+    """Their state is the run's, which an engine cannot exchange."""
+    (tmp_path / "plugins" / "models").mkdir(parents=True)
+    file = tmp_path / "plugins" / "models" / "calm.py"
+    file.write_text(PLUGIN.format(name="Calm", line="pass"))
+    given = PICTURES | {"model_type": "Calm", "plugins": str(tmp_path / "plugins")}
+    given |= {"train_loop": "Remembering", "save_root": str(tmp_path / "sweeps")}
+    for engine in ENGINES:
+        with pytest.raises(ConfigError, match=f"engine: {engine}: Remembering keeps"):
+            run_sweep({**given, "engine": engine}, quiet=True)
+
+
+def test_a_buffer_that_is_replaced_is_the_runs_own(
+    anywhere: None, tmp_path: Path
+) -> None:
+    """A model may assign a buffer anew instead of changing it."""
+    (tmp_path / "plugins" / "models").mkdir(parents=True)
+    file = tmp_path / "plugins" / "models" / "counting.py"
+    line = "self.seen = self.seen + z.detach().sum()"
+    file.write_text(PLUGIN.format(name="Counting", line=line))
+    given = PICTURES | {"model_type": "Counting", "plugins": str(tmp_path / "plugins")}
+    runs = [
+        run_sweep(
+            given | {"engine": engine, "save_root": str(tmp_path / engine)},
+            {"lr": [0.01, 0.02]},
+            quiet=True,
+        ).runs()
+        for engine in ("solo", *ENGINES)
+    ]
+    for one, *others in zip(*runs, strict=True):
+        for other in others:
+            assert_close(one, other, 1e-9)
+
+
+# --- on a GPU ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_engines_agree_on_a_gpu(tmp_path: Path, name: str) -> None:
+    """There, too, a run is what it is alone."""
+    runs = []
+    for engine in ("solo", *ENGINES):
+        given = {**CASES[name], "device": "cuda", "engine": engine}
+        given["save_root"] = str(tmp_path / engine)
+        runs.append(run_sweep(given, ranges_of(CASES[name]), quiet=True).runs())
+    for one, *others in zip(*runs, strict=True):
+        for other in others:
+            assert_close(one, other, 1e-9)
