@@ -5,6 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def n_correct(logits: Tensor, labels: Tensor) -> int:
-    """Images (of logits (B, U), labels (B,)) whose largest logit is the label's."""
-    return int((logits.argmax(1) == labels).sum())
+def n_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of images (of logits (B, U), labels (B,)) whose largest is the label's."""
+    return (logits.argmax(1) == labels).sum()

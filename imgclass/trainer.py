@@ -98,7 +98,7 @@ class ImageTrainer(Trainer):
         logits = run.model(self.inputs(run, batch))
         loss = class_loss(run.hyps.lossfxn, logits, batch.targets)
         correct = n_correct(logits, batch.targets)
-        return {"loss": loss.double() * len(batch), "acc": torch.tensor(correct)}
+        return {"loss": loss.double() * len(batch), "acc": correct}
 
     def measure(
         self, run: LiveRun, split: Split, found: Sequence[Terms]

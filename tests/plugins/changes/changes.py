@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+def _draws(shape: list[int], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
 class Silence:
     """Sets whole samples to 0.
 
@@ -19,7 +23,7 @@ class Silence:
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Inputs (B, ...), some of them 0."""
         shape = [len(inputs), *[1] * (inputs.ndim - 1)]
-        return inputs * (torch.rand(shape, generator=generator) >= self.share)
+        return inputs * (_draws(shape, generator) >= self.share)
 
 
 class Louder:
@@ -37,7 +41,7 @@ class Louder:
     ) -> tuple[Tensor, Tensor]:
         """Both (B, ...)."""
         shape = [len(inputs), *[1] * (inputs.ndim - 1)]
-        factors = 1 + (self.most - 1) * torch.rand(shape, generator=generator)
+        factors = 1 + (self.most - 1) * _draws(shape, generator)
         is_pair = targets.shape == inputs.shape
         return inputs * factors, targets * factors if is_pair else targets
 
