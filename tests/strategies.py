@@ -47,6 +47,15 @@ IMAGES: Mapping[str, Any] = {
     "n_epochs": 2,
     "lr": 0.01,
 }
+OF_SWEEP: Mapping[str, Any] = {  # in this process, in the working directory
+    "exp_name": "sweep",
+    "n_epochs": 2,
+    "lr": 0.01,
+    "seed": 5,
+    "data_root": "data",
+    "executor": "serial",
+    "workers": 1,
+}
 OF_MOVIE: Mapping[str, Any] = {  # of the recordings that `write_recording` makes
     "model_type": "VaryModel",
     "dataset": "rec",

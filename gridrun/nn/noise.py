@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class RandomModule(nn.Module):
+class RandomModule(nn.Module, abc.ABC):
     """A layer that draws random numbers in training.
 
     `generator` is set by the trainer to the run's own for `random_use`; None draws
@@ -21,9 +22,9 @@ class RandomModule(nn.Module):
     generator: torch.Generator | None = None
     tape: Tape | None = None
 
+    @abc.abstractmethod
     def draw(self, like: Tensor) -> Tensor:
         """Random numbers, a new tensor of the shape, type and place of another."""
-        raise NotImplementedError
 
     def drawn(self, like: Tensor) -> Tensor:
         """What the layer draws now, or has drawn before for this pass."""

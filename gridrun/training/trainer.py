@@ -42,7 +42,7 @@ from gridrun.training.data import (
     n_batches,
 )
 from gridrun.training.diagnose import Diagnosis
-from gridrun.training.engines import Engine, chosen_engine, fed, make_engine
+from gridrun.training.engines import ENGINES, Engine, chosen_engine, fed
 from gridrun.training.event import Event
 from gridrun.training.examples import Examples
 from gridrun.training.extras import Change, Extras
@@ -204,7 +204,7 @@ class Trainer(abc.ABC):
                 with self.guarded(run):
                     self.start(run)
             hyps = self.runs[0].hyps
-            self.engine = make_engine(chosen_engine(hyps, self.runs[0].device), self)
+            self.engine = ENGINES[chosen_engine(hyps, self.runs[0].device)](self)
             with self.reading_ahead():
                 while runs := self.due():
                     self.run_epoch(runs)

@@ -15,7 +15,7 @@ from gridrun.errors import ConfigError
 from gridrun.plugins import Library
 from gridrun.training.cohort import LiveRun
 from gridrun.training.data import DataInfo
-from gridrun.training.engines import try_engine
+from gridrun.training.engines import ENGINES
 from gridrun.training.extras import Extras
 from gridrun.training.models import build_model
 from gridrun.training.seeding import RunRandom, kept_globals
@@ -63,7 +63,7 @@ def try_out(
         made_trainer = trainer(library, [run], data)
         try:
             made_trainer.try_batch(run, batch)
-            try_engine(made_trainer, run, batch)
+            ENGINES[hyps.engine].try_out(made_trainer, run, batch)
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:

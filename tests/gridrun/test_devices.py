@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from strategies import OF_MOVIE, OF_SET
+from strategies import OF_MOVIE, OF_SET, OF_SWEEP
 
 from gridrun.request import read_request
 from gridrun.training.cohort import LiveRun
@@ -23,15 +23,7 @@ from gridrun.training.extras import Extras
 from gridrun.training.models import build_model
 
 META = torch.device("meta")
-COMMON: dict[str, Any] = {
-    "exp_name": "sweep",
-    "n_epochs": 1,
-    "lr": 0.01,
-    "seed": 5,
-    "split_seed": 5,
-    "data_root": "data",
-    "batch_size": 16,
-}
+COMMON = dict(OF_SWEEP) | {"split_seed": 5, "batch_size": 16}
 MOVIE = COMMON | dict(OF_MOVIE)
 PICTURES = COMMON | dict(OF_SET)
 WAVES = COMMON | {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import OF_MOVIE
+from strategies import OF_MOVIE, OF_SWEEP
 from torch import Tensor
 
 from gridrun.errors import ConfigError
@@ -17,18 +17,14 @@ from gridrun.store import RunFolder
 from gridrun.sweep import Run, run_sweep
 from gridrun.training import engines, job, trainer
 from gridrun.training.cohort import Interrupted
+from gridrun.training.engines import graph
+from gridrun.training.engines.stacked import Stack
 from imgclass.trainer import ImageTrainer
 
 ENGINES = ("graph", "stacked")
 PLUGINS = {"plugins": str(Path(__file__).parents[1] / "plugins")}
 COMMON: dict[str, Any] = {
-    "exp_name": "sweep",
-    "n_epochs": 2,
-    "lr": 0.01,
-    "seed": 5,
-    "data_root": "data",
-    "executor": "serial",
-    "workers": 1,
+    **OF_SWEEP,
     "optimizer": "SGD",  # Adam makes steps of rounding where the gradient is 0
     "precision": "float64",
 }
@@ -110,7 +106,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine may be used on the CPU; a graph is then its step itself."""
     for module in (job, trainer, engines):  # the latter for the checks
         monkeypatch.setattr(module, "chosen_engine", lambda hyps, device: hyps.engine)
-    monkeypatch.setattr(engines, "captured", lambda step, device: step)
+    monkeypatch.setattr(graph, "captured", lambda step, device: step)
     monkeypatch.setattr("imgclass.models.channels_last", lambda x: x)  # as on a GPU
 
 
@@ -189,13 +185,13 @@ def test_runs_are_those_that_train_alone(
 def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The runs of every computed stack, by their numbers."""
     found: list[list[int]] = []
-    backward = engines._Stack.backward
+    backward = Stack.backward
 
     def noted(self: Any, *given: Any) -> Any:
         found.append(self.numbers)
         return backward(self, *given)
 
-    monkeypatch.setattr(engines._Stack, "backward", noted)
+    monkeypatch.setattr(Stack, "backward", noted)
     return found
 
 
@@ -322,7 +318,7 @@ def test_a_graph_is_captured_once_per_shape_of_batch(
         n_captured[0] += 1
         return replay
 
-    monkeypatch.setattr(engines, "captured", captured)
+    monkeypatch.setattr(graph, "captured", captured)
     swept(MOVIE, {"lr": [0.01, 0.02]}, "graph")  # 4 batches, the last smaller
     assert n_captured[0] == 2 * 2
     assert n_replayed[0] == 2 * 2 * 4

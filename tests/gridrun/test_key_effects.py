@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from strategies import OF_MOVIE
+from strategies import OF_MOVIE, OF_SWEEP
 from torch import Tensor
 
 import gridrun.readers as reading_ahead
@@ -38,18 +38,9 @@ from imgclass.trainer import ImageTrainer
 RETINA, IMAGES, GENERAL = "torchdeepretina", "imgclass", "general"
 FILES = (RETINA, IMAGES)
 PLUGINS = {"plugins": str(Path(__file__).parents[1] / "plugins")}
-COMMON: dict[str, Any] = {
-    "exp_name": "sweep",
-    "n_epochs": 2,
-    "lr": 0.01,
-    "seed": 5,
-    "data_root": "data",
-    "executor": "serial",
-    "workers": 1,
-}
 BASE: dict[str, dict[str, Any]] = {
-    RETINA: COMMON | dict(OF_MOVIE) | {"batch_size": 32},
-    IMAGES: COMMON
+    RETINA: dict(OF_SWEEP) | dict(OF_MOVIE) | {"batch_size": 32},
+    IMAGES: dict(OF_SWEEP)
     | {
         "model_type": "SmallNet",
         "dataset": "set",
@@ -59,7 +50,7 @@ BASE: dict[str, dict[str, Any]] = {
         "mid_dims": 5,
         "batch_size": 16,
     },
-    GENERAL: COMMON
+    GENERAL: dict(OF_SWEEP)
     | PLUGINS
     | {
         "model_type": "Denoiser",
