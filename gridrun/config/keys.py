@@ -215,6 +215,8 @@ class Hyperparams(RunnerKeys):
         """Options that need others."""
         if self.distorter_args and self.distorter is None:
             yield "distorter_args", "needs a distorter"
+        if self.engine == "stacked" and self.precision == "bfloat16":
+            yield "engine", "stacked does not train in bfloat16; use graph or solo"
         if self.show_plots and not self.val_example_indices:
             yield "show_plots", "needs val_example_indices: the samples to draw"
         indices = self.val_example_indices

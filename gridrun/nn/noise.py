@@ -36,29 +36,30 @@ class Tape:
 
     Functions that torch transforms or captures cannot draw from a run's generators.
     A tape records a pass once; then the same draws are made outside, by the same
-    generators, and handed in.
-
-    Args:
-        model: Whose draws are recorded.
+    generators, and handed in. It holds no model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
+        self._names: dict[RandomModule, str] = {}
+        self._entries: list[tuple[str, Tensor]] = []
+        self._given: Iterator[Tensor] | None = None
+
+    @contextlib.contextmanager
+    def attached(
+        self, model: nn.Module, given: Sequence[Tensor] | None = None
+    ) -> Iterator[None]:
+        """Inside, a model's layers draw through the tape.
+
+        Args:
+            model: Of the kind that is recorded.
+            given: What they draw, in order; None: their own draws, which are recorded.
+        """
+        self._given = None if given is None else iter(given)
         self._names = {
             module: name
             for name, module in model.named_modules()
             if isinstance(module, RandomModule)
         }
-        self._entries: list[tuple[str, Tensor]] = []
-        self._given: Iterator[Tensor] | None = None
-
-    @contextlib.contextmanager
-    def attached(self, given: Sequence[Tensor] | None = None) -> Iterator[None]:
-        """Inside, the model's layers draw through the tape.
-
-        Args:
-            given: What they draw, in order; None: their own draws, which are recorded.
-        """
-        self._given = None if given is None else iter(given)
         for module in self._names:
             module.tape = self
         try:
@@ -66,6 +67,7 @@ class Tape:
         finally:
             for module in self._names:
                 module.tape = None
+            self._names, self._given = {}, None
 
     def drawn(self, module: RandomModule, like: Tensor) -> Tensor:
         """The next draw."""

@@ -249,7 +249,7 @@ class LiveRun:
         Args:
             make_model: Function without arguments that returns the model.
         """
-        self.model = self.initial_model(make_model)
+        self.model = self.initial_model(make_model).train()
         self.random.attach(self.model)
         self.optimizer = make_optimizer(self.hyps, self.model.parameters())
         self.scheduler = make_scheduler(self.hyps, self.optimizer)

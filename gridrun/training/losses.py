@@ -50,7 +50,8 @@ def class_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
     """
     if name == "CrossEntropyLoss":
         return F.cross_entropy(logits, labels)
-    one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    one_hot = (labels[:, None] == classes).to(logits.dtype)
     if name == "MSELoss":
         return mean_squared_error(logits, one_hot)
     return poisson_nll(logits, one_hot, log_rate=True)

@@ -29,6 +29,9 @@ class Normaliser:
     kind: str
     mean: float | list[float] = 0.0
     std: float | list[float] = 1.0
+    _tensors: dict[Any, tuple[Tensor, Tensor]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of_channels(
@@ -71,13 +74,16 @@ class Normaliser:
         return y.sub_(mean).div_(std + NORM_EPS)
 
     def _of_channels_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel, shaped to fit x."""
-        shape = [-1, *[1] * (x.ndim - 2)]
-        mean, std = (
-            torch.tensor(values, dtype=x.dtype, device=x.device).view(shape)
-            for values in (self.mean, self.std)
-        )
-        return mean, std
+        """Mean and standard deviation of each channel, shaped to fit x; made once."""
+        key = (x.dtype, x.device, x.ndim)
+        if key not in self._tensors:
+            shape = [-1, *[1] * (x.ndim - 2)]
+            mean, std = (
+                torch.tensor(values, dtype=x.dtype, device=x.device).view(shape)
+                for values in (self.mean, self.std)
+            )
+            self._tensors[key] = (mean, std)
+        return self._tensors[key]
 
     def inverse(self, y: Tensor, inputs: Tensor) -> Tensor:
         """What y was before, for values of the normalised inputs' kind.

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from strategies import OF_MOVIE, OF_SWEEP
-from torch import Tensor
+from torch import Tensor, nn
 
 from gridrun.errors import ConfigError
 from gridrun.store import RunFolder
 from gridrun.sweep import Run, run_sweep
 from gridrun.training import engines, job, trainer
 from gridrun.training.cohort import Interrupted
-from gridrun.training.engines import graph
+from gridrun.training.engines.graph import NoWaiting, Recorder
 from gridrun.training.engines.stacked import Stack
 from imgclass.trainer import ImageTrainer
 
@@ -79,6 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
     "Tiny10": LARGE | {"model_type": "Tiny10", "width": 3},
     "objective": SMALL | PLUGINS | {"train_loop": "with_weights"},
     "pairs": WAVES | {"distorter": "dropout", "distorter_args": {"p": 0.2}},
+    "pairs per channel": WAVES | {"normalizer": "per_channel"},
     "own space": WAVES | {"normalizer": "per_sample", "loss_space": "original"},
     "louder pairs": WAVES | {"augmenters": ["Louder"], "lr": 0.001},
     "preset": WAVES | {"use_preset": True, "log_loss": True, "log_frequency": 2},
@@ -106,7 +110,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine may be used on the CPU; a graph is then its step itself."""
     for module in (job, trainer, engines):  # the latter for the checks
         monkeypatch.setattr(module, "chosen_engine", lambda hyps, device: hyps.engine)
-    monkeypatch.setattr(graph, "captured", lambda step, device: step)
+    monkeypatch.setattr(Recorder, "captured", lambda self, step: step)
     monkeypatch.setattr("imgclass.models.channels_last", lambda x: x)  # as on a GPU
 
 
@@ -139,6 +143,8 @@ def numbers_of(run: Run) -> dict[str, Tensor]:
     """The last checkpoint's weights, buffers and states of random generators."""
     state = run.checkpoint("last")
     random = {name: state["rng"][name] for name in ("generators", "torch")}
+    for i, on_gpu in enumerate(state["rng"]["cuda"] or ()):
+        random[f"cuda:{i}"] = on_gpu
     return {**state["model_state_dict"], **random}
 
 
@@ -290,6 +296,27 @@ def test_pruning_goes_on_in_a_stack(swept: Callable[..., list[Run]]) -> None:
         assert_close(one, other, 1e-7)
 
 
+def test_a_released_stack_leaves_models_as_they_are() -> None:
+    """Each has its values in memory of its own again, and no gradient."""
+    runs: list[Any] = [
+        SimpleNamespace(model=nn.BatchNorm1d(3), number=i) for i in range(4)
+    ]
+    for run in runs:
+        nn.init.normal_(run.model.weight)
+    before = [{n: t.clone() for n, t in r.model.state_dict().items()} for r in runs]
+    rehearsal: Any = SimpleNamespace(run=runs[0])
+    stack = Stack(rehearsal, runs)
+    sizes = {one.untyped_storage().nbytes() for one in runs[1].model.parameters()}
+    assert sizes == {4 * 3 * 4}
+    runs[2].model.weight.grad = torch.ones(3)
+    stack.release()
+    for run, state in zip(runs, before, strict=True):
+        for name, tensor in run.model.state_dict().items():
+            assert torch.equal(tensor, state[name])
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert run.model.weight.grad is None
+
+
 def test_a_checkpoint_holds_one_run(swept: Callable[..., list[Run]]) -> None:
     """The file of a run whose weights are part of a stack is not that of the stack."""
     ranges = {"lr": [0.01, 0.02, 0.03, 0.04]}
@@ -310,7 +337,7 @@ def test_a_graph_is_captured_once_per_shape_of_batch(
     """Each run has its own, and the last, smaller batch another."""
     n_captured, n_replayed = [0], [0]
 
-    def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def captured(self: Any, step: Callable[[], None]) -> Callable[[], None]:
         def replay() -> None:
             n_replayed[0] += 1
             step()
@@ -318,10 +345,55 @@ def test_a_graph_is_captured_once_per_shape_of_batch(
         n_captured[0] += 1
         return replay
 
-    monkeypatch.setattr(graph, "captured", captured)
+    monkeypatch.setattr(Recorder, "captured", captured)
     swept(MOVIE, {"lr": [0.01, 0.02]}, "graph")  # 4 batches, the last smaller
     assert n_captured[0] == 2 * 2
     assert n_replayed[0] == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_can_be_captured(
+    swept: Callable[..., list[Run]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing in it waits for a number, and nothing is drawn."""
+    names: set[str] = set()
+
+    class Watching(NoWaiting):
+        def __torch_dispatch__(self, func: Any, *given: Any) -> Any:
+            names.add(func.overloadpacket.__name__)
+            return super().__torch_dispatch__(func, *given)
+
+    def captured(self: Any, step: Callable[[], None]) -> Callable[[], None]:
+        with Watching():  # type: ignore[no-untyped-call]
+            step()
+        return step
+
+    monkeypatch.setattr(Recorder, "captured", captured)
+    (run,) = swept({**CASES[name], "n_epochs": 1}, {}, "graph")
+    assert run.record["state"] == "done", run.record["error"]
+    drawing = ("rand", "normal", "bernoulli", "exponential", "uniform", "dropout")
+    assert len(names) > 5
+    assert not [one for one in names if any(word in one for word in drawing)]
+
+
+def test_no_model_outlives_its_sweep(
+    swept: Callable[..., list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither copies for rehearsals nor stacks are kept when runs have ended."""
+    built = []
+    copied_model = ImageTrainer.copied_model
+
+    def noted(self: Any, run: Any) -> Any:
+        model = copied_model(self, run)
+        built.extend(weakref.ref(one) for one in (model, *model.parameters()))
+        return model
+
+    monkeypatch.setattr(ImageTrainer, "copied_model", noted)
+    for engine in ENGINES:
+        swept(LARGE | {"model_type": "PlainN", "width": 2, "n_shakes": 2}, {}, engine)
+    gc.collect()
+    assert built
+    assert not [one for one in built if one() is not None]
 
 
 # --- which engine -----------------------------------------------------------------
@@ -354,6 +426,14 @@ def test_engines_for_gpus_are_refused_on_a_cpu(tmp_path: Path, engine: str) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_stacks_do_not_train_in_bfloat16(tmp_path: Path) -> None:
+    """Torch maps neither batch norm nor linear layers in it as they are alone."""
+    given = {**SMALL, "engine": "stacked", "precision": "bfloat16"}
+    with pytest.raises(ConfigError, match=r"engine: stacked does not .* bfloat16; use"):
+        run_sweep({**given, "save_root": str(tmp_path)}, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
 PLUGIN = """
 import torch
 from torch import nn
@@ -365,12 +445,17 @@ class {name}(nn.Module):
         super().__init__()
         self.linear = nn.Linear(img_shape[0] * img_shape[1] * img_shape[2], n_units)
         self.dropout = nn.Dropout(0.5)
+        {parts}
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x):
         z = self.linear(x.flatten(1))
         {line}
         return z
+
+class Frozen(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
 
 class Remembering:
     size = 0.0
@@ -383,60 +468,124 @@ class Remembering:
 """
 
 
+NOISY = """
+import torch
+from torch import nn
+from gridrun.nn import GaussianNoise
+from torchdeepretina.blocks import RetinaModel
+
+class Noisy(RetinaModel):
+    LIBRARY = "torchdeepretina"
+
+    def __init__(
+        self, img_shape, n_units, noise, softplus, output_scale, lossfxn, log_poisson
+    ):
+        super().__init__(n_units, softplus, output_scale, lossfxn, log_poisson)
+        size = img_shape[0] * img_shape[1] * img_shape[2]
+        self.linear, self.noise = nn.Linear(size, n_units), GaussianNoise(noise)
+        self.factor = 1 + noise
+
+    def forward(self, x):
+        return self.activation(self.noise(self.linear(x.flatten(1))) / self.factor)
+"""
+
+
+@pytest.fixture
+def own_model(anywhere: None, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Function (name, line of `forward`, more parts) that makes a plug-in: its keys."""
+
+    def make(name: str, line: str, parts: str = "pass") -> dict[str, Any]:
+        folder = tmp_path / "plugins" / "models"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "own.py").write_text(PLUGIN.format(name=name, line=line, parts=parts))
+        return PICTURES | {
+            "model_type": name,
+            "plugins": str(tmp_path / "plugins"),
+            "save_root": str(tmp_path / "sweeps"),
+        }
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("name", "line", "reason"),
+    ("engine", "line", "reason"),
     [
-        ("Random", "z = self.dropout(z)", "random"),
-        ("Branching", "z = z if z.mean() > 9 else 2 * z", "data-dependent"),
+        ("stacked", "z = self.dropout(z)", "random"),
+        ("stacked", "z = z if z.mean() > 9 else 2 * z", "data-dependent"),
+        ("graph", "z = z if z.mean() > 9 else 2 * z", "asks for a number"),
+        ("graph", "z = z * torch.tensor([2.0])", "makes a tensor from numbers"),
+        ("graph", "z = z + z[z > 9].sum()", "sizes depend on values"),
     ],
 )
-def test_models_that_cannot_be_stacked_are_refused(
-    anywhere: None, tmp_path: Path, name: str, line: str, reason: str
+def test_models_that_an_engine_cannot_train_are_refused(
+    own_model: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    engine: str,
+    line: str,
+    reason: str,
 ) -> None:
-    """Before anything starts, with torch's reason and the remedy."""
-    (tmp_path / "plugins" / "models").mkdir(parents=True)
-    file = tmp_path / "plugins" / "models" / f"{name.lower()}.py"
-    file.write_text(PLUGIN.format(name=name, line=line))
-    given = PICTURES | {"model_type": name, "plugins": str(tmp_path / "plugins")}
-    given |= {"save_root": str(tmp_path / "sweeps")}
-    with pytest.raises(ConfigError, match=f"engine: stacked: .*{name}.*{reason}.*solo"):
-        run_sweep({**given, "engine": "stacked"}, quiet=True)
+    """Before anything starts, with the reason and the remedy."""
+    given = own_model("Own", line)
+    match = f"engine: {engine}: .*Own.*{reason}.*use solo"
+    with pytest.raises(ConfigError, match=match):
+        run_sweep({**given, "engine": engine}, quiet=True)
     assert not (tmp_path / "sweeps").exists()
-    run_sweep(given, quiet=True)
+    (run,) = run_sweep(given, quiet=True).runs()
+    assert run.record["state"] == "done"
 
 
-def test_objectives_with_a_state_are_refused(anywhere: None, tmp_path: Path) -> None:
-    """Their state is the run's, which an engine cannot exchange."""
-    (tmp_path / "plugins" / "models").mkdir(parents=True)
-    file = tmp_path / "plugins" / "models" / "calm.py"
-    file.write_text(PLUGIN.format(name="Calm", line="pass"))
-    given = PICTURES | {"model_type": "Calm", "plugins": str(tmp_path / "plugins")}
-    given |= {"train_loop": "Remembering", "save_root": str(tmp_path / "sweeps")}
-    for engine in ENGINES:
-        with pytest.raises(ConfigError, match=f"engine: {engine}: Remembering keeps"):
-            run_sweep({**given, "engine": engine}, quiet=True)
-
-
-def test_a_buffer_that_is_replaced_is_the_runs_own(
-    anywhere: None, tmp_path: Path
+@pytest.mark.parametrize("engine", ENGINES)
+def test_objectives_with_a_state_are_refused(
+    own_model: Callable[..., dict[str, Any]], engine: str
 ) -> None:
-    """A model may assign a buffer anew instead of changing it."""
-    (tmp_path / "plugins" / "models").mkdir(parents=True)
-    file = tmp_path / "plugins" / "models" / "counting.py"
-    line = "self.seen = self.seen + z.detach().sum()"
-    file.write_text(PLUGIN.format(name="Counting", line=line))
-    given = PICTURES | {"model_type": "Counting", "plugins": str(tmp_path / "plugins")}
-    runs = [
-        run_sweep(
-            given | {"engine": engine, "save_root": str(tmp_path / engine)},
-            {"lr": [0.01, 0.02]},
-            quiet=True,
-        ).runs()
-        for engine in ("solo", *ENGINES)
-    ]
+    """Their state is the run's, which an engine cannot exchange."""
+    given = own_model("Calm", "pass") | {"train_loop": "Remembering", "engine": engine}
+    with pytest.raises(ConfigError, match=f"engine: {engine}: Remembering keeps"):
+        run_sweep(given, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ("pass", "self.seen = self.seen + z.detach().sum()"),  # a buffer assigned anew
+        ("self.a = self.b = nn.BatchNorm1d(n_units)", "z = self.a(self.b(z))"),
+        ("self.a = Frozen(n_units)", "z = self.a(z)"),
+        ("self.a = nn.Sequential(*[nn.Linear(n_units, n_units)] * 2)", "z = self.a(z)"),
+    ],
+)
+def test_own_models_are_trained_as_alone(
+    own_model: Callable[..., dict[str, Any]], parts: str, line: str
+) -> None:
+    """Also those that do unusual things with their parts."""
+    given = own_model("Own", line, parts)
+    runs = []
+    for engine in ("solo", *ENGINES):
+        keys = {"engine": engine, "save_root": f"{given['save_root']}/{engine}"}
+        runs.append(run_sweep(given | keys, {"lr": [0.01, 0.02]}, quiet=True).runs())
     for one, *others in zip(*runs, strict=True):
         for other in others:
             assert_close(one, other, 1e-9)
+
+
+def test_a_model_of_ones_own_may_use_noise_as_it_likes(
+    anywhere: None, tmp_path: Path, stacks: list[list[int]]
+) -> None:
+    """Only our layers are known to use it for their draws alone."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "noisy.py").write_text(NOISY)
+    given = MOVIE | {"model_type": "Noisy", "plugins": str(tmp_path / "plugins")}
+    ranges = {"noise": [0.1, 0.5], "lr": [0.001, 0.002]}
+    runs = [
+        run_sweep(
+            given | {"engine": engine, "save_root": str(tmp_path / engine)},
+            ranges,
+            quiet=True,
+        ).runs()
+        for engine in ("solo", "stacked")
+    ]
+    assert [one for one in stacks if len(one) > 1][:2] == [[0, 1], [2, 3]]
+    for one, other in zip(*runs, strict=True):
+        assert_close(one, other, 1e-9)
 
 
 # --- on a GPU ---------------------------------------------------------------------

@@ -132,8 +132,13 @@ class Rehearsal:
     def tape(self, feed: Feed) -> Tape:
         """What the random layers draw for feeds of this shape."""
         if feed.shapes not in self._tapes:
-            tape = Tape(self.run.model)
-            with kept_globals(), tape.attached():
-                self.objective(feed)["loss"].backward()
-            self._tapes[feed.shapes] = tape
+            tape = self._tapes[feed.shapes] = Tape()
+            with tape.attached(self.run.model):
+                self.compute(feed)
         return self._tapes[feed.shapes]
+
+    def compute(self, feed: Feed) -> None:
+        """Go through a step, and leave nothing of it."""
+        with kept_globals():
+            self.objective(feed)["loss"].backward()
+        self.run.model.zero_grad()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from gridrun.config import Hyperparams, keys_of
@@ -36,7 +37,6 @@ OF_THE_UPDATE = {
     "early_stop_patience",
     "early_stop_min_delta",
     "init_weights_path",
-    "noise",  # the draws have it; without any, the tapes differ
 }
 
 
@@ -57,7 +57,7 @@ class StackedEngine(Engine):
         self._draws: dict[int, list[Tensor]] = {}
         self._terms: dict[int, Terms] = {}
         self._runs: Sequence[LiveRun] = ()
-        self._keys = {run.number: stack_key(run.hyps) for run in trainer.runs}
+        self._keys = {run.number: stack_key(trainer, run) for run in trainer.runs}
 
     @classmethod
     def try_out(cls, trainer: Trainer, run: LiveRun, batch: Batch) -> None:
@@ -66,7 +66,9 @@ class StackedEngine(Engine):
         feed = Feed.of(trainer, run, batch)
         draws = rehearsal.tape(feed).draws(run.model, run.device)
         try:
-            Stack(rehearsal, [run]).backward([feed], [draws])
+            stack = Stack(rehearsal, [run])
+            for _ in range(2):  # the first may leave traces
+                stack.backward([feed], [draws])
         except Exception as error:
             reason = str(error).partition("\n")[0]
             text = f"stacked: torch.vmap cannot map {run.hyps.model_type}: {reason}"
@@ -76,6 +78,7 @@ class StackedEngine(Engine):
         """Make each run's feed and draws, in its turn."""
         self._runs = runs
         self._feeds, self._draws, self._terms = {}, {}, {}
+        self._forget_ended()
         for run in runs:
             with self.trainer.guarded(run), run.timed():
                 feed = Feed.of(self.trainer, run, batch)
@@ -91,6 +94,16 @@ class StackedEngine(Engine):
         refuse_infinite(terms)
         return terms
 
+    def _forget_ended(self) -> None:
+        """Let go of what no living run needs."""
+        live = {run.number for run in self.trainer.live()}
+        for key, stack in list(self._stacks.items()):
+            if not live.issuperset(stack.numbers):
+                self._stacks.pop(key).release()
+        needed = {self._keys[number] for number in live}
+        for key in self._rehearsals.keys() - needed:
+            del self._rehearsals[key]
+
     def _rehearsal(self, run: LiveRun) -> Rehearsal:
         key = self._keys[run.number]
         if key not in self._rehearsals:
@@ -105,12 +118,19 @@ class StackedEngine(Engine):
             if run.number in self._feeds and self._keys[run.number] == key
         ]
         numbers = [run.number for run in like]
+        started = time.perf_counter()
         stack = self._stacks.get(key)
         if stack is None or stack.numbers != numbers:
+            if stack is not None:
+                stack.release()
             stack = self._stacks[key] = Stack(self._rehearsal(first), like)
         feeds = [self._feeds[number] for number in numbers]
         draws = [self._draws[number] for number in numbers]
         self._terms |= stack.backward(feeds, draws)
+        spent_s = time.perf_counter() - started
+        first.time_s -= spent_s  # it is counted as the first run's, and is all runs'
+        for run in like:
+            run.time_s += spent_s / len(like)
 
 
 @functools.cache
@@ -125,11 +145,14 @@ def _keys_that_stack(kind: type[Hyperparams]) -> tuple[str, ...]:
     )
 
 
-def stack_key(hyps: Hyperparams) -> str:
+def stack_key(trainer: Trainer, run: LiveRun) -> str:
     """Equal for runs whose objectives differ in parameters and draws only."""
-    values = {name: getattr(hyps, name) for name in _keys_that_stack(type(hyps))}
-    has_noise = getattr(hyps, "noise", 0.0) > 0
-    return json.dumps([values, has_noise], sort_keys=True)
+    names = _keys_that_stack(type(run.hyps))
+    values = {name: getattr(run.hyps, name) for name in names}
+    is_own = run.hyps.model_type in trainer.library.model_names
+    if is_own and "noise" in values:  # our layers draw it and need it for nothing else
+        values["noise"] = values["noise"] > 0
+    return json.dumps(values, sort_keys=True)
 
 
 class Stack:
@@ -150,6 +173,14 @@ class Stack:
         self._places = [Buffers(one) for one in models]
         for name, parameter in models[0].named_parameters():
             self.parameters[name].requires_grad_(parameter.requires_grad)
+        self._slots = slots_of(rehearsal.run.model)
+
+    def release(self) -> None:
+        """Give the models parameters and buffers of their own again."""
+        for run in self.runs:
+            for tensor in (*run.model.parameters(), *run.model.buffers()):
+                tensor.data = tensor.data.clone()
+                tensor.grad = None
 
     def backward(
         self, feeds: Sequence[Feed], draws: Sequence[Sequence[Tensor]]
@@ -167,25 +198,24 @@ class Stack:
         tape = self.rehearsal.tape(first)
 
         def objective(
-            parameters: Mapping[str, Tensor],
-            buffers: Mapping[str, Tensor],
+            state: Mapping[str, Tensor],
             tensors: Sequence[Tensor],
             given: Sequence[Tensor],
         ) -> Terms:
-            state = {
-                f"model.{n}": t for n, t in (*parameters.items(), *buffers.items())
-            }
+            at = {f"model.{slot}": state[name] for slot, name in self._slots.items()}
             feed = first.with_tensors(tensors)
-            with tape.attached(given):
-                found = functional_call(self.rehearsal.objective, state, (feed,))
+            with tape.attached(self.rehearsal.run.model, given):
+                found = functional_call(
+                    self.rehearsal.objective, at, (feed,), tie_weights=False
+                )
             return cast(Terms, found)
 
         for buffers in self._places:
             buffers.keep()
         for parameter in self.parameters.values():
             parameter.grad = None
-        mapped = torch.vmap(objective, in_dims=(0, 0, axes, 0))
-        terms = mapped(self.parameters, self.buffers, tensors, given)
+        mapped = torch.vmap(objective, in_dims=(0, axes, 0))
+        terms = mapped(self.parameters | self.buffers, tensors, given)
         terms["loss"].sum().backward()  # type: ignore[no-untyped-call]
         for place, run in enumerate(self.runs):
             for name, parameter in run.model.named_parameters():
@@ -195,6 +225,21 @@ class Stack:
             number: {name: term[place].detach() for name, term in terms.items()}
             for place, number in enumerate(self.numbers)
         }
+
+
+def slots_of(model: nn.Module) -> dict[str, str]:
+    """Each place of a model that holds a parameter or buffer, and the tensor's name.
+
+    A module that stands at two places of the model is one.
+    """
+    found: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                slot = f"{prefix}.{name}" if prefix else name
+                found[slot] = names.setdefault(id(tensor), slot)
+    return found
 
 
 def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
