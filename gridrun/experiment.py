@@ -51,7 +51,15 @@ class Experiment:
         self.base: dict[str, Any] = {}
         self.ranges: dict[str, list[Any]] = {}
         self._interest_keys: list[str] | None = None
-        for given in (experiment_config, solver_config, base_hyperparams):
+        groups = {
+            "experiment_config": experiment_config,
+            "solver_config": solver_config,
+            "base_hyperparams": base_hyperparams,
+        }
+        for group, given in groups.items():
+            if not isinstance(given, Mapping):
+                text = f"expected a dictionary, got a {type(given).__name__}"
+                raise ConfigError(f"{group}: {text}")
             for name, value in given.items():
                 self._take(name, value)
         needs_metric = self.base.pop("scheduler_requires_metric", None)
@@ -85,6 +93,8 @@ class Experiment:
             ConfigError: If there are none, or the key has options already.
         """
         path = _path(key)
+        if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+            raise ConfigError(f"{path}: expected a list of values, got {values!r}")
         self._add(path, [recordable(value, path) for value in values])
 
     def add_linked_options(
@@ -99,6 +109,8 @@ class Experiment:
         Raises:
             ConfigError: As of `add_options`, or for a tuple of another length.
         """
+        if isinstance(keys, str):
+            raise ConfigError(f"{keys}: expected a list of keys, which change together")
         name = ", ".join(map(_path, keys))
         options = [[recordable(value, name) for value in one] for one in values]
         for option in options:

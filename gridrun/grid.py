@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gridrun.config.messages import shown
+
 MAX_RUNS = 10**7
 SWEEP_OPTION = "$sweep"
 
@@ -194,7 +196,7 @@ def _generated(rule: Mapping[str, Any]) -> list[float]:
         raise ValueError(f"{kind}: expected [first, last, count], three numbers")
     first, last, count = numbers
     if not isinstance(count, int) or count < 2:
-        raise ValueError(f"{kind}: expected a count of at least 2, got {count}")
+        raise ValueError(f"{kind}: expected a count of at least 2, got {shown(count)}")
     if count > MAX_RUNS:
         raise ValueError(f"{kind}: more than {MAX_RUNS:,} values")
     if kind == "log" and (first <= 0 or last <= 0):
@@ -226,16 +228,18 @@ def _sampled(grid: Grid, option: object) -> Grid:
             'or {"method": "grid"}'
         )
     if unknown := sorted(set(option) - known):
-        raise ValueError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
+        raise ValueError(
+            f"unknown option {unknown[0]!r}; known: {shown(sorted(known))}"
+        )
     if option["method"] == "grid":
         if len(option) > 1:
             raise ValueError('num_samples and seed need "method": "random"')
         return grid
     count, seed = option.get("num_samples"), option.get("seed", 0)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"num_samples: expected an integer ≥ 1, got {count}")
+        raise ValueError(f"num_samples: expected an integer ≥ 1, got {shown(count)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected an integer ≥ 0, got {seed}")
+        raise ValueError(f"seed: expected an integer ≥ 0, got {shown(seed)}")
     if count > grid.n_points:
         raise ValueError(
             f"num_samples: {count} of a grid that has {grid.n_points} points"

@@ -215,6 +215,21 @@ def refuse_clash(key: str, name: str, plugins: str | None) -> None:
         raise ConfigError(f"{key}: {name} is ours and stands in {found.path}; rename")
 
 
+def args_of(key: str, entry: Any) -> Mapping[str, Any]:
+    """The arguments of a name or `{"class", "args"}`.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
+    if isinstance(entry, Mapping) and set(entry) - {"class", "args"}:
+        text = f'expected a name or {{"class", "args"}}, got {shown(entry)}'
+        raise ConfigError(f"{key}: {text}")
+    if not isinstance(args, Mapping):
+        raise ConfigError(f"{key}: args: expected an object, got {shown(args)}")
+    return args
+
+
 def make(key: str, entry: Any, plugins: str | None, known: Iterable[str] = ()) -> Any:
     """What a name or `{"class", "args"}` stands for: a class is made, a function kept.
 
@@ -227,12 +242,7 @@ def make(key: str, entry: Any, plugins: str | None, known: Iterable[str] = ()) -
     Raises:
         ConfigError: If there is none, or it refuses the arguments.
     """
-    args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
-    if isinstance(entry, Mapping) and set(entry) - {"class", "args"}:
-        text = f'expected a name or {{"class", "args"}}, got {shown(entry)}'
-        raise ConfigError(f"{key}: {text}")
-    if not isinstance(args, Mapping):
-        raise ConfigError(f"{key}: args: expected an object, got {shown(args)}")
+    args = args_of(key, entry)
     found = load(key, class_name(entry), plugins, known)
     if inspect.isclass(found):
         return construct(key, found, args)

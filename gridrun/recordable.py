@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gridrun.errors import ConfigError
 from gridrun.plugin_files import find
 from gridrun.plugins import library_of, load_object
 
-NAMED_CLASSES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
+# where torch has the classes that a key takes by their names alone
+NAMED_CLASSES = {
+    "lossfxn": "torch.nn",
+    "loss_function": "torch.nn",
+    "optimizer": "torch.optim",
+    "scheduler": "torch.optim.lr_scheduler",
+}
 
 
 def recordable(value: Any, name: str) -> Any:
@@ -30,15 +39,23 @@ def recordable(value: Any, name: str) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {str(k): recordable(v, name) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [recordable(inner, name) for inner in value]
-    if isinstance(value, Path) or type(value).__name__ == "device":
+    if isinstance(value, Path):
         return str(value)
+    if type(value).__name__ == "device":
+        return value.type if value.type == "cpu" else str(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         text = f"{name}: a {type(value).__name__} cannot be recorded; give plain values"
         raise ConfigError(text)
+    if "." in name or name.endswith("_args"):
+        what = value.__name__ if hasattr(value, "__name__") else type(value).__name__
+        text = f"{name}: {what} is an argument of a class, which must be plain"
+        raise ConfigError(f"{text}: a number, text, a list, an object")
     if inspect.isclass(value) or inspect.isfunction(value):
         return _named(value, name)
     return _rebuildable(value, name)
@@ -50,12 +67,9 @@ def _named(item: Any, name: str) -> str:
     library = library_of(own)
     if library is not None and library.model(own) is item:
         return str(own)
-    for module in NAMED_CLASSES:
-        try:
-            if load_object(f"{module}:{own}") is item:
-                return str(own)
-        except AttributeError:
-            continue
+    module = NAMED_CLASSES.get(name)
+    if module and getattr(importlib.import_module(module), own, None) is item:
+        return str(own)
     what = f"{name}: {item.__qualname__}"
     if item.__module__ == "__main__":
         raise ConfigError(

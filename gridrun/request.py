@@ -22,7 +22,7 @@ from gridrun.config import (
     set_nested,
     suggest,
 )
-from gridrun.config.checks import lift_classes
+from gridrun.config.checks import given_twice, lift_classes
 from gridrun.config.files import absolute, odd_values
 from gridrun.config.keys import NORMALIZERS, class_name
 from gridrun.errors import ConfigError
@@ -176,6 +176,9 @@ def read_request(
     early = {key: value for key, sign, value in named if sign}
     folder, absent = _plugins(base, base_file, {**early, **(options or {})})
     problems += absent
+    if absent:  # names of plug-ins would be called unknown
+        raise_problems(problems)
+    problems += [Problem(base_file.name, *one) for one in given_twice(base)]
     library = _choose_library({**base, **early, "plugins": folder}, grids)
     try:
         base = resolve_paths(base, library.schema, base_file.folder)
@@ -234,6 +237,8 @@ def _override(
         try:
             key, value = parse_override(text, library.schema)
             given = resolve_paths({key: value}, library.schema, Path.cwd())
+            if key in overridden:
+                raise ConfigError(f"{key}: stands twice; keep one")
             set_nested(base, key, given[key])
             overridden.append(key)
         except (ConfigError, TypeError) as error:
@@ -365,9 +370,12 @@ def _unknown_names(
     if isinstance(loop, str) and loop not in loops:
         problems += _unknown_plugin("train_loop", loop, plugins, loops)
     normalizer = values.get("normalizer")
-    if isinstance(normalizer, str | dict) and normalizer not in NORMALIZERS:
+    if isinstance(normalizer, str | dict):
         name = class_name(normalizer)
-        problems += _unknown_plugin("normalizer", name, plugins, NORMALIZERS)
+        if name not in NORMALIZERS:
+            problems += _unknown_plugin("normalizer", name, plugins, NORMALIZERS)
+        elif isinstance(normalizer, dict) and normalizer.get("args"):
+            problems.append(("normalizer", f"{name} takes no args"))
     return problems
 
 

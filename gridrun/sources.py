@@ -35,9 +35,29 @@ def definitions_of(path: Path) -> Iterator[Definition]:
         SyntaxError, ValueError, OSError: If it cannot be read.
     """
     tree = _parsed(path)
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
-            yield Definition(node.name, path, _library(path, tree, node.name))
+    names: dict[str, str] = {}  # and what each stands for
+    for node in _statements(tree.body):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and node.value.id in names:
+                    names[target.id] = names[node.value.id]
+    for name, own in names.items():
+        if name[0] != "_":
+            yield Definition(name, path, _library(path, tree, own))
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, also those that stand under a condition."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            yield from _statements(node.body)
+            for handler in getattr(node, "handlers", ()):
+                yield from _statements(handler.body)
+            yield from _statements(getattr(node, "orelse", ()))
+            yield from _statements(getattr(node, "finalbody", ()))
 
 
 def definition_of(path: Path, name: str) -> Definition | None:
@@ -66,7 +86,8 @@ def _library(
     if (path, name) in seen:
         return None
     seen |= {(path, name)}
-    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    statements = _statements(tree.body)
+    classes = (node for node in statements if isinstance(node, ast.ClassDef))
     if (node := next((one for one in classes if one.name == name), None)) is not None:
         bases = [one.id for one in node.bases if isinstance(one, ast.Name)]
         inherited = (_library(path, tree, base, seen) for base in bases)
@@ -80,7 +101,9 @@ def _library(
 
 def _origins(path: Path, tree: ast.Module, name: str) -> Iterator[tuple[Path, str]]:
     """Files of its package, and the names there, from which a file imports a name."""
-    for node in [one for one in tree.body if isinstance(one, ast.ImportFrom)]:
+    for node in _statements(tree.body):
+        if not isinstance(node, ast.ImportFrom):
+            continue
         for alias in node.names:
             if alias.name == "*" or (alias.asname or alias.name) == name:
                 own_name = name if alias.name == "*" else alias.name

@@ -121,6 +121,9 @@ class ImageHyperparams(Hyperparams):
         if own and self.augment != []:
             text = f"augment [] is needed beside {shown(own)}; both would augment"
             yield "augmenters", text
+        if "jitter" in own and self.img_shape[0] != 3:
+            text = f"of 3 channels; these have {self.img_shape[0]}"
+            yield "augmenters", f"jitter changes hue and so needs images {text}"
         for name in ("batch_size", "train_set_size"):
             if getattr(self, name) == 1 and self.bnorm:
                 yield name, "1 with bnorm true; use at least 2"

@@ -72,6 +72,22 @@ OF_SET: Mapping[str, Any] = {  # of the image sets that `write_images` makes
     "ksizes": [3],
     "mid_dims": 5,
 }
+BREAKING = """
+from torch import nn
+
+class Breaking(nn.Module):
+    LIBRARY = "imgclass"
+
+    def __init__(self, img_shape, n_units, breaks):
+        super().__init__()
+        self.linear = nn.Linear(img_shape[0] * img_shape[1] * img_shape[2], n_units)
+        self.breaks = breaks
+
+    def forward(self, x):
+        if self.breaks and len(x) > 8:  # more than are tried before a start
+            raise ArithmeticError("it breaks")
+        return self.linear(x.flatten(1))
+"""
 BASES: Mapping[str, Mapping[str, Any]] = {"torchdeepretina": RETINA, "imgclass": IMAGES}
 
 

@@ -37,6 +37,8 @@ SYNONYMS = {
     "patience": "early_stop_patience",
     "num_workers": "n_workers",
 }
+# names of the dictionaries of an Experiment that stand for no key
+ONLY_IN_PYTHON = ("interest_keys", "scheduler_requires_metric")
 # keys whose value may be {"class", "args"}, and the keys that hold the arguments
 CLASS_KEYS = {
     "model_type": "model_args",
@@ -71,6 +73,13 @@ def complete(
     """
     given = dict(values)
     problems = lift_classes(given) + _lift_optimizer_args(given)
+    for name in ("lossfxn", "normalizer"):  # a class without arguments is its name
+        entry = given.get(name)
+        if isinstance(entry, dict) and {"args": {}, **entry} == {
+            "class": entry.get("class"),
+            "args": {},
+        }:
+            given[name] = entry["class"]
     model_type = given.get("model_type")
     if isinstance(model_type, str):
         given = {**copy.deepcopy(dict(schema.model_defaults(model_type))), **given}
@@ -123,6 +132,21 @@ def lift_classes(values: dict[str, Any]) -> list[tuple[str, str]]:
                 problems.append((own, text))
         if args:
             values[own] = {**args, **beside}
+    return problems
+
+
+def given_twice(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, message) of arguments that stand in `{"class", "args"}` and beside it."""
+    problems = []
+    for name, own in CLASS_KEYS.items():
+        given, beside = values.get(name), values.get(own)
+        args = given.get("args") if isinstance(given, dict) else None
+        if not isinstance(args, dict) or not isinstance(beside, dict):
+            continue
+        for inner in sorted(args.keys() & beside.keys()):
+            if args[inner] != beside[inner]:
+                text = f"{inner} is {shown(beside[inner])}, and {shown(args[inner])}"
+                problems.append((own, f"{text} in args of {name}; keep one"))
     return problems
 
 
@@ -205,6 +229,8 @@ def unknown_key(name: str, schema: type[Hyperparams]) -> str:
     """What to say of a key that the schema lacks."""
     from gridrun.plugins import libraries
 
+    if name in ONLY_IN_PYTHON:
+        return "of gridrun.Experiment in Python only; leave it out"
     others = [
         library.name
         for library in libraries().values()

@@ -89,7 +89,7 @@ def parse_override(text: str, schema: type[BaseModel]) -> tuple[str, Any]:
     """
     name, sign, raw = text.partition("=")
     name = name.strip()
-    if not sign or not name:
+    if not sign or not all(name.split(".")):
         raise ConfigError(f"command line: {text!r}: expected key=value")
     try:
         value, problems = parse_json(raw, f"command line: {name}")

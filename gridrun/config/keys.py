@@ -295,11 +295,6 @@ class Hyperparams(RunnerKeys):
             }
             args = usual.get(self.scheduler, {})
         values: dict[str, object] = {"scheduler_args": args}
-        for name in ("lossfxn", "normalizer"):  # a class without arguments is its name
-            entry: Any = getattr(self, name, None)
-            is_class = isinstance(entry, dict) and set(entry) <= {"class", "args"}
-            if is_class and not entry.get("args"):
-                values[name] = class_name(entry)
         return values
 
     def inactive(self, reads: frozenset[str]) -> dict[str, str]:

@@ -31,6 +31,7 @@ class _Process:
         self.index = index
         self.process, self.connection = server.start_worker(threads)
         self.job: Job | None = None
+        self.has_hung = False
         self.heard_s = time.monotonic()
 
     def give(self, job: Job | None) -> None:
@@ -147,6 +148,7 @@ class ProcessExecutor:
             silent_s = time.monotonic() - worker.heard_s
             if worker.job is not None and silent_s > self.hang_timeout_s:
                 logger.warning("worker %d hangs; it is killed", worker.index)
+                worker.has_hung = True
                 worker.process.kill()
 
     def _bury(
@@ -164,6 +166,8 @@ class ProcessExecutor:
             waiting.append(worker.job)
             return
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if worker.has_hung:
+            how = f"killed, silent for hang_timeout_s = {self.hang_timeout_s:g} s"
         for job in worker.job.singles():
             folder = RunFolder(Path(job.folders[0]))
             if folder.read()["state"] in FINAL_STATES:

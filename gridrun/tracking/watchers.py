@@ -33,7 +33,7 @@ class Watchers:
         for name in hyps.trackers:
             try:
                 made.callbacks[name] = tracker(hyps, name)
-            except Exception as error:  # noqa: BLE001 - told once, and harmless
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - told once, and harmless
                 made.leave_out(name, error)
         return made
 
@@ -47,10 +47,10 @@ class Watchers:
             try:
                 with kept_globals():
                     getattr(callback, event)(*about)
-            except Exception as error:  # noqa: BLE001 - told once, and harmless
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - told once, and harmless
                 self.leave_out(name, error)
 
-    def leave_out(self, name: str, error: Exception) -> None:
+    def leave_out(self, name: str, error: BaseException) -> None:
         """Tell of a failure once, and call that one no more."""
         self.callbacks.pop(name, None)
         self.errors[name] = f"{type(error).__name__}: {error}"

@@ -100,7 +100,7 @@ class Diagnosis:
             save_result(run.folder.path / "diagnostics", name, epoch, result)
         except (ClaimLost, StorageError):
             raise
-        except Exception as error:  # noqa: BLE001 - told, and harmless
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - told, and harmless
             self.errors[name] = f"{type(error).__name__}: {error}"
             text = f"diagnostic {name} fails and is left out: {self.errors[name]}"
             logger.warning("run %d: %s", run.number, text)

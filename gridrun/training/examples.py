@@ -72,7 +72,7 @@ class Examples:
             self._add(epoch, step)
         except (ClaimLost, StorageError):
             raise
-        except Exception as error:  # noqa: BLE001 - told, and harmless
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - told, and harmless
             self.error = f"{type(error).__name__}: {error}"
             text = f"examples fail and are left out: {self.error}"
             logger.warning("run %d: %s", self.run.number, text)

@@ -137,6 +137,9 @@ class Extras:
         for entry in hyps.augmenters:
             if class_name(entry) in known:
                 plugin_files.refuse_clash("augmenters", class_name(entry), hyps.plugins)
+                if plugin_files.args_of("augmenters", entry):
+                    text = f"{class_name(entry)} takes no args"
+                    raise ConfigError(f"augmenters: {text}")
                 change = known[class_name(entry)]
                 augmenters.append(functools.partial(_of_inputs, change))
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def make_loss(entry: Any, plugins: str | None) -> Callable[[Tensor, Tensor], Ten
             raise ConfigError(f"lossfxn: {text}; make them part of the model")
         return made
     plugin_files.refuse_clash("lossfxn", name, plugins)
-    args = entry.get("args", {}) if isinstance(entry, Mapping) else {}
+    args = plugin_files.args_of("lossfxn", entry)
     loss: Callable[[Tensor, Tensor], Tensor] = plugin_files.construct(
         "lossfxn", getattr(nn, name), args
     )

@@ -91,9 +91,46 @@ def make_optimizer(
         raise ConfigError(f"l2: {hyps.optimizer} has no weight decay; use l2 0")
     try:
         optimizer: Optimizer = kind(parameters, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer_args: {hyps.optimizer}: {error}") from error
+    except Exception as error:
+        reason = place_free(error)
+        raise ConfigError(f"optimizer_args: {hyps.optimizer}: {reason}") from error
     return optimizer
+
+
+def place_free(error: Exception) -> str:
+    """What an error says; of those that do not say, their kind as well."""
+    if isinstance(error, ConfigError | ValueError | TypeError | RuntimeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def try_optimizer(hyps: Hyperparams) -> None:
+    """Let the optimizer step, with arguments that torch does not check before.
+
+    Raises:
+        ConfigError: For arguments that torch refuses.
+    """
+    switches = inspect.signature(getattr(torch.optim, hyps.optimizer)).parameters
+    for name, value in hyps.optimizer_args.items():
+        kind = str(switches[name].annotation) if name in switches else ""
+        is_switch = "bool" in kind and "float" not in kind
+        if is_switch and not isinstance(value, bool | None):
+            text = f"{hyps.optimizer}: {name}: expected true or false, got {value!r}"
+            raise ConfigError(f"optimizer_args: {text}")
+    given = dict(hyps.optimizer_args)
+    if hyps.is_on_cluster or torch.cuda.is_available():
+        given.pop("capturable", None)  # of GPUs, which may not be here
+    parameter = nn.Parameter(torch.ones(2, 2))
+    own = hyps.model_copy(update={"optimizer_args": given})
+    optimizer = make_optimizer(own, [parameter])
+    try:
+        for _ in range(2):
+            parameter.grad = torch.ones(2, 2)
+            optimizer.step()
+    except Exception as error:
+        reason = place_free(error)
+        text = f"{hyps.optimizer} fails when it steps: {reason}"
+        raise ConfigError(f"optimizer_args: {text}") from error
 
 
 def _add_unchecked(optimizer: Optimizer, group: dict[str, Any]) -> None:
@@ -124,11 +161,15 @@ def make_scheduler(
             raise ConfigError("scheduler_args: mode is monitor's; leave it out")
         arguments["mode"] = hyps.monitor_mode()[1]
     _check_arguments("scheduler_args", name, hyps.scheduler_args or {}, known)
+    milestones = arguments.get("milestones", [])
+    if not isinstance(milestones, list) or not all(type(n) is int for n in milestones):
+        text = f"expected a list of epochs, got {milestones!r}"
+        raise ConfigError(f"scheduler_args: {name}: milestones: {text}")
     try:
         scheduler: lr_scheduler.LRScheduler = kind(optimizer, **arguments)
         plain(scheduler.state_dict())
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        raise ConfigError(f"scheduler_args: {name}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"scheduler_args: {name}: {place_free(error)}") from error
     return scheduler
 
 
@@ -163,6 +204,8 @@ def check_names(hyps: Hyperparams) -> list[tuple[str, str]]:
     optimizer = make_optimizer(plain_sgd, parameters, is_trial=True)
     try:
         optimizer = make_optimizer(hyps, parameters, is_trial=True)
+        if hyps.optimizer_args:
+            try_optimizer(hyps)
     except ConfigError as error:
         problems.append(error)
     try:

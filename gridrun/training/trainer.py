@@ -452,7 +452,7 @@ class Trainer(abc.ABC):
             self.report(Event("end", run.number, run.epoch, state=run.state.value))
         except StorageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter of a model, say
             if is_out_of_memory(error) and len(self.live()) > 1:
                 raise CohortTooLarge from error
             line, text = describe_failure(error)
@@ -475,7 +475,7 @@ class Trainer(abc.ABC):
         )
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was asked for that the device or the machine does not have.
 
     A capture that runs out of it ends with an error of its own.

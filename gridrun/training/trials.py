@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from gridrun.config import Hyperparams
+from gridrun.config import Hyperparams, shown
 from gridrun.errors import ConfigError
 from gridrun.plugins import Library
 from gridrun.training.cohort import LiveRun
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from gridrun.training.trainer import Trainer
 
 N_TRIED = 8  # samples
+BROADCAST = "Using a target size"  # torch's warning of a loss between other shapes
+# functions of trainers in which what a key names is called
+KEYS = {"augmented": "augmenters", "distorted": "distorter", "measure": "dataset"}
 
 
 def try_out(
@@ -62,13 +66,32 @@ def try_out(
         shape = list(batch.inputs.shape)
         made_trainer = trainer(library, [run], data)
         try:
-            made_trainer.try_batch(run, batch)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", BROADCAST)
+                made_trainer.try_batch(run, batch)
             ENGINES[hyps.engine].try_out(made_trainer, run, batch)
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
+            key = guilty_key(error)
             text = f"inputs of {shape} cannot be trained on: {place_of(error)}"
-            raise ConfigError(f"model_type: {hyps.model_type}: {text}") from error
+            value = getattr(hyps, key)
+            named = value if isinstance(value, str) else shown(value)
+            raise ConfigError(f"{key}: {named}: {text}") from error
+
+
+def guilty_key(error: BaseException) -> str:
+    """The key whose value raised an error, by the functions that it went through."""
+    found = "model_type"
+    for frame in traceback.extract_tb(error.__traceback__):
+        place = Path(frame.filename)
+        if place.name == "loss.py" and place.parent.name == "modules":
+            found = "lossfxn"
+        elif place.name == "normalise.py":
+            found = "normalizer"
+        else:
+            found = KEYS.get(frame.name, found)
+    return found
 
 
 def refuse_shape(run: LiveRun, outputs: Any, info: DataInfo) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import BREAKING
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "training_scripts"
@@ -261,19 +262,21 @@ def test_a_signal_stops_and_the_command_continues(
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
-    """capturable=true raises in the first step: exit 1, named, the rest done."""
+    """A model that raises in its first step: exit 1, named, the rest done."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "breaking.py").write_text(BREAKING)
     ranges = tmp_path / "ranges.json"
-    ranges.write_text('{"optimizer_args.capturable": [true, false]}')
-    done = train(
-        IMAGES[0], ranges, "n_epochs=1", "n_repeats=1", "--save-root", tmp_path
-    )
+    ranges.write_text('{"model_args.breaks": [true, false]}')
+    request = [IMAGES[0], ranges, "n_epochs=1", "n_repeats=1", "model_type=Breaking"]
+    places = ["--plugins", tmp_path / "plugins", "--save-root", tmp_path]
+    done = train(*request, *places)
     assert done.returncode == 1
     assert "run 0 failed" in done.stderr
     assert "failure.txt" in done.stderr
     states = [row["state"] for row in table(tmp_path / "digits" / "results.csv")]
     assert states == ["failed", "done"]
     failure = next((tmp_path / "digits").glob("digits_0*/failure.txt"))
-    assert "capturable" in failure.read_text()
+    assert "it breaks" in failure.read_text()
 
 
 def test_a_diverged_run_is_told_apart(tmp_path: Path) -> None:

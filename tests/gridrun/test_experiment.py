@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gridrun import Experiment, run_sweep
 from gridrun.errors import ConfigError
@@ -139,6 +141,7 @@ def test_paths_are_of_the_working_directory(
         ({"lr": lambda: 1}, "lr: <lambda> is defined inside another"),
         ({"lr": torch.ones(2)}, "lr: a Tensor cannot be recorded"),
         ({"name": "a", "exp_name": "b"}, "exp_name: given twice"),
+        ({"model_args": {"kind": nn.ReLU}}, "model_args: ReLU is an argument of a cl"),
         ({"interest_keys": ()}, "interest_keys: expected a list.*got a tuple"),
         ({"scheduler": "StepLR", "scheduler_requires_metric": True}, "is wrong for St"),
         (
@@ -171,6 +174,42 @@ def test_options_that_make_no_grid_are_refused() -> None:
         experiment.add_options("lr", [])
     with pytest.raises(ConfigError, match="needs 2 values"):
         experiment.add_linked_options(["l1", "l2"], [(1,)])
+
+
+def test_what_is_no_list_or_dictionary_is_refused() -> None:
+    """With the name of the argument."""
+    with pytest.raises(ConfigError, match="solver_config: expected a dictionary"):
+        Experiment({}, [], {})  # type: ignore[arg-type]
+    experiment = Experiment({}, {}, {})
+    for values in (0.1, "SmallNet"):
+        with pytest.raises(ConfigError, match="lr: expected a list of values"):
+            experiment.add_options("lr", values)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="lr: expected a list of keys"):
+        experiment.add_linked_options("lr", [(1, 2)])
+
+
+def test_classes_and_numbers_of_libraries_are_taken() -> None:
+    """Models of torch by their path, numbers of numpy as Python's."""
+    given = {"num_epochs": np.int64(2), "log_loss": np.bool_(True)}
+    given |= {"val_example_indices": [np.int64(0)]}
+    experiment = Experiment(given, {}, {"model": nn.Linear, "loss_function": nn.L1Loss})
+    experiment.add_options("lr", np.array([0.5, 0.25]))
+    assert experiment.base == {
+        "n_epochs": 2,
+        "log_loss": True,
+        "val_example_indices": [0],
+        "model_type": "torch.nn.modules.linear:Linear",
+        "lossfxn": "L1Loss",
+    }
+    assert experiment.base["log_loss"] is True
+    assert experiment.ranges == {"lr": [0.5, 0.25]}
+
+
+@pytest.mark.parametrize("name", ["interest_keys", "scheduler_requires_metric"])
+def test_names_without_a_key_are_of_python_only(name: str) -> None:
+    """JSON has nothing of that kind."""
+    with pytest.raises(ConfigError, match=f"{name}: of gridrun.Experiment in Python o"):
+        run_sweep({"model_type": "SmallNet", name: True})
 
 
 @pytest.mark.parametrize("name", ["num_epochs", "n_repetitions", "loss_function"])

@@ -511,6 +511,33 @@ def test_the_state_of_a_plugin_is_in_checkpoints(train: Train, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"lossfxn": {"class": "MSELoss", "arg": {}}}, "lossfxn: expected a name or"),
+        ({"normalizer": {"class": "global", "args": {"x": 1}}}, "global takes no args"),
+        (
+            {"distorter": {"class": "gaussian", "args": {"std": 1.0}}}
+            | {"distorter_args": {"std": 0.1}},
+            "distorter_args: std is 0.1, and 1.0 in args of distorter; keep one",
+        ),
+    ],
+)
+def test_entries_with_mistakes_are_refused(
+    train: Train, keys: dict[str, Any], message: str
+) -> None:
+    """A misspelt field, arguments of what takes none, and two that contradict."""
+    with pytest.raises((ConfigError, DataError), match=message):
+        train(**keys)
+
+
+def test_a_class_without_arguments_is_its_name(train: Train) -> None:
+    """Also of what is ours."""
+    classes = {"normalizer": {"class": "global"}, "lossfxn": {"class": "MSELoss"}}
+    runs = [train(normalizer="global", lossfxn="MSELoss"), train(**classes)]
+    assert len({run.hyps.model_dump_json() for run in runs}) == 1
+
+
+@pytest.mark.parametrize(
     ("source", "keys", "message"),
     [
         ("objective", {}, "train_loop: the name 'epoch' is taken"),
@@ -521,6 +548,10 @@ def test_the_state_of_a_plugin_is_in_checkpoints(train: Train, tmp_path: Path) -
         ("frozen", {}, "has no parameter to train"),
         ("exit", {}, "cannot be imported: SystemExit"),
         ("broken_helper", {}, "cannot be imported: SyntaxError"),
+        ("flat", {}, "lossfxn: .*cannot be trained on: UserWarning: Using a target"),
+        ("augmenter", {}, "augmenters: .*cannot be trained on: ValueError"),
+        ("distorter", {}, "distorter: .*cannot be trained on: ZeroDivision"),
+        ("metric", {}, "dataset: .*cannot be trained on: TypeError"),
     ],
 )
 def test_plugins_that_cannot_work_are_refused(
@@ -542,6 +573,13 @@ def test_plugins_that_cannot_work_are_refused(
         "frozen": "from torch import nn\nclass Own(nn.Identity):\n"
         "    def __init__(self): super().__init__()\n",
         "exit": "import sys\nsys.exit(0)\nclass Own: pass\n",
+        "flat": "from torch import nn\nclass Own(nn.Linear):\n"
+        "    def __init__(self): super().__init__(12, 12)\n"
+        "    def forward(self, x): return super().forward(x)[:, None]\n",
+        "augmenter": "def own(x, y, g): return x\n",
+        "distorter": "def own(x, g): return x * (1 / 0)\n",
+        "metric": "from .datasets.waves import Waves\nclass Own(Waves):\n"
+        "    metrics = {'acc': lambda x: 1.0}\n",
         "broken_helper": "from .broken import x\nclass Own: pass\n",
     }
     asked: dict[str, dict[str, Any]] = {
@@ -549,6 +587,9 @@ def test_plugins_that_cannot_work_are_refused(
         "float": {"train_loop": "own"},
         "learned": {"lossfxn": "Own"},
         "clash": NOISE,
+        "augmenter": {"augmenters": ["own"]},
+        "distorter": {"distorter": "own"},
+        "metric": {"dataset": "Own"},
     }
     own = tmp_path / source
     shutil.copytree(PLUGINS, own)

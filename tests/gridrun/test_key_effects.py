@@ -1067,7 +1067,10 @@ def test_max_attempts_counts_dead_workers(
     assert "exit code 3" in error
 
 
-@pytest.mark.parametrize(("timeout_s", "how"), [(0.2, "signal 9"), (60.0, "exit code")])
+@pytest.mark.parametrize(
+    ("timeout_s", "how"),
+    [(0.2, "silent for hang_timeout_s"), (60.0, "exit code")],
+)
 def test_hang_timeout_s_kills_a_silent_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float, how: str
 ) -> None:

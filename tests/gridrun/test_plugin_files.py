@@ -70,6 +70,19 @@ def test_public_names_of_all_subfolders_are_found(write: Write) -> None:
     assert set(plugin_folder(folder).definitions) == {"Net", "loss"}
 
 
+def test_names_under_a_condition_are_found(write: Write) -> None:
+    """And other names of what stands there."""
+    folder = write(
+        a="try:\n    import absent\nexcept ImportError:\n    class Net: pass\nelse:\n"
+        "    class Net: LIBRARY = 'imgclass'\nif True:\n    def loss(z, y): return 0\n"
+        "Alias = Net\nother = 3\n",
+    )
+    found = plugin_folder(folder).definitions
+    assert set(found) == {"Net", "loss", "Alias"}
+    kinds = [load("model_type", name, folder) for name in ("Net", "Alias")]
+    assert kinds[0] is kinds[1]
+
+
 def test_finding_runs_nothing(write: Write, tmp_path: Path) -> None:
     """A file runs when something of it is loaded, not before."""
     mark = tmp_path / "ran"
@@ -281,7 +294,7 @@ def test_models_of_two_libraries_are_no_sweep(tmp_path: Path) -> None:
         ({"model_type": "Clasifier"}, "did you mean 'Classifier'"),
         ({"model_type": "Waves"}, "model_type: Waves is no class derived from"),
         ({"dataset": "Pints"}, "dataset: unknown 'Pints' .did you mean 'Points'"),
-        ({"lossfxn": "MSELoss"}, "model_type: Classifier: inputs of .8, 2. cannot"),
+        ({"lossfxn": "MSELoss"}, "lossfxn: MSELoss: inputs of .8, 2. cannot"),
         ({"model_args": {}}, "model_args: Classifier needs the argument 'width'"),
         ({"chans": [3]}, "chans: a key of imgclass and torchdeepretina"),
         ({"monitor": "val_fev:max"}, "monitor: unknown metric 'val_fev'"),

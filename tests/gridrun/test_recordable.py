@@ -128,7 +128,7 @@ def test_objects_are_classes_with_arguments(own: Any) -> None:
         (lambda own: lambda z, y: 0, "defined inside another"),
         (lambda own: own.Outer.Inner, "defined inside another"),
         (lambda own: own.Forgetful(3), "keeps no attribute 'size'"),
-        (lambda own: own.WithFunction(lambda x: x), "defined inside another"),
+        (lambda own: own.WithFunction(lambda x: x), "must be plain"),
         (lambda own: changed(own.Hidden(), more=5), "another more"),
         (lambda own: changed(own.Fussy(), size=3), "making it again fails: ValueError"),
         (lambda own: nn.CrossEntropyLoss(weight=torch.ones(2)), "Tensor"),

@@ -281,7 +281,7 @@ def test_the_command_line_is_named_for_its_values() -> None:
     assert problem.startswith("command line: batch_size: expected an integer ≥ 1")
 
 
-@pytest.mark.parametrize("override", ["oops", "lr.x=1", "lr=NaN"])
+@pytest.mark.parametrize("override", ["oops", "lr.x=1", "lr=NaN", ".=3", "lr.=3"])
 def test_a_malformed_override_is_told_with_the_rest(override: str) -> None:
     """It does not hide what is wrong with the files."""
     problems = refused({**IMAGES, "batch_size": 0}, None, [override])
@@ -289,6 +289,18 @@ def test_a_malformed_override_is_told_with_the_rest(override: str) -> None:
         "command line",
         "hyperparams",
     ]
+
+
+def test_an_override_stands_once() -> None:
+    """As a key of a file does."""
+    (problem,) = refused(IMAGES, None, ["lr=0.1", "lr=0.2"])
+    assert problem == "command line: lr: stands twice; keep one"
+
+
+def test_an_absent_folder_of_plugins_is_all_that_is_told() -> None:
+    """The names in it are not called unknown."""
+    (problem,) = refused({**IMAGES, "plugins": "absent", "model_type": "Own"})
+    assert "plugins: no folder" in problem
 
 
 def test_nan_inside_an_object_is_refused() -> None:

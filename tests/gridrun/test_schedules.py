@@ -276,6 +276,8 @@ def advance(scheduler: Any, optimizer: torch.optim.Optimizer, n: int) -> list[An
         ({"optimizer_args": {"betas": [2, 0.9]}}, ["optimizer_args: Adam"]),
         ({"optimizer_args": {"eps": "x"}}, ["optimizer_args: Adam"]),
         ({"optimizer": "SGD", "optimizer_args": {"momentum": -1}}, ["optimizer_args"]),
+        ({"optimizer_args": {"betas": [0.9]}}, ["optimizer_args: Adam: IndexError"]),
+        ({"optimizer_args": {"betas": {"0": 0.9}}}, ["optimizer_args: Adam: KeyErr"]),
     ],
 )
 def test_wrong_optimizers_are_refused(
@@ -323,6 +325,8 @@ def test_wrong_schedulers_are_refused(
         ("ExponentialLR", {"gamma": "x"}),
         ("CosineAnnealingLR", {"T_max": 0}),
         ("MultiStepLR", {"milestones": 5}),
+        ("MultiStepLR", {"milestones": ["1"]}),
+        ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 0}),
         ("ReduceLROnPlateau", {"patience": "x"}),
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 2}),
     ],
@@ -340,6 +344,26 @@ def test_arguments_that_fail_in_training_are_refused_before(
             optimizer_args={"betas": [0.9, 0.99]},
         )
     assert [key for key, _ in check_names(given)] == ["scheduler_args"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("Adam", {"betas": [0.9, 0.99, 0.5]}, "fails when it steps"),
+        ("Adam", {"amsgrad": "no"}, "amsgrad: expected true or false, got 'no'"),
+        ("Adam", {"foreach": "x"}, "foreach: expected true or false"),
+        ("Adam", {"differentiable": True}, "fails when it steps"),
+        ("SGD", {"dampening": "x", "momentum": 0.9}, "fails when it steps"),
+    ],
+)
+def test_optimizers_that_fail_in_training_are_refused_before(
+    hyps: Callable[..., Any], name: str, arguments: dict[str, Any], text: str
+) -> None:
+    """What only a step notices."""
+    given = hyps(optimizer=name, optimizer_args=arguments)
+    ((key, found),) = check_names(given)
+    assert key == "optimizer_args"
+    assert text in found
 
 
 @pytest.mark.parametrize("keys", [{}, {"scheduler": "StepLR"}])

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import pytest
+from strategies import BREAKING
 
 from gridrun.errors import ConfigError, StoreError
 from gridrun.plan import Numbering, Plan, plan_sweep, settle
@@ -240,7 +241,10 @@ def test_an_option_that_never_changes_results_applies_later(tmp_path: Path) -> N
 
 def test_failed_runs_are_tried_again_only_when_asked(tmp_path: Path) -> None:
     """A failed run stays failed until retry_failed, which trains it anew."""
-    broken = {"optimizer_args": {"capturable": True}}
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "breaking.py").write_text(BREAKING)
+    broken = {"model_type": "Breaking", "model_args": {"breaks": True}}
+    broken["plugins"] = str(tmp_path / "plugins")
     serial(tmp_path, **broken)
     assert states(tmp_path) == [RunState.FAILED]
     (_, folder) = next(SweepFolder(tmp_path / "s").runs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ def test_a_tracker_that_fails_is_reported_once(
     assert run.record["state"] == "done"
     assert run.record["tracker_errors"] == {"Diary": "RuntimeError: the diary is full"}
     assert diary(run)[-1].startswith("step 2")
+
+
+def test_a_tracker_may_even_exit(train: Train, tmp_path: Path) -> None:
+    """Which ends neither the run nor the command."""
+    own = tmp_path / "plugins"
+    shutil.copytree(PLUGINS, own)
+    (own / "leaving.py").write_text(
+        "import sys\nfrom gridrun.tracking.callback import Callback\n"
+        "class Leaving(Callback):\n    def on_epoch_end(self, *about): sys.exit(3)\n"
+    )
+    run = train(trackers=["Leaving"], plugins=str(own))
+    assert run.record["state"] == "done"
+    assert run.record["tracker_errors"] == {"Leaving": "SystemExit: 3"}
 
 
 def test_a_resumed_run_tells_its_tracker_how_far_it_was(train: Train) -> None:
