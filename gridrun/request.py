@@ -147,6 +147,7 @@ def read_request(
     hyperranges: str | Path | Mapping[str, Any] | Sequence[Any] | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    giver: str = COMMAND_LINE,
 ) -> Request:
     """Read both files and the command line.
 
@@ -155,6 +156,7 @@ def read_request(
         hyperranges: Path of hyperranges.json, or its content; None: no ranges.
         overrides: `key=value` texts, which win over hyperparams.json.
         options: Keys given as options of the command; they win over everything.
+        giver: Who gives the options, for errors.
 
     Raises:
         ConfigError: With every problem that keeps the files from being understood.
@@ -192,6 +194,7 @@ def read_request(
         base |= resolve_paths({key: value}, library.schema, Path.cwd())
         overridden.append(key)
     sources |= {key.partition(".")[0]: COMMAND_LINE for key in overridden}
+    sources |= dict.fromkeys(options or {}, giver)
     grids = _with_absolute_paths(grids, library, ranges_file.folder)
     _refuse_too_many(base, grids, ranges_file.name)
     return Request(

@@ -85,7 +85,7 @@ def run_sweep(
         ConfigError, DataError: Before anything is written.
         SweepStopped: If a signal stopped it.
     """
-    request = read_request(hyperparams, hyperranges, overrides, options)
+    request = read_request(hyperparams, hyperranges, overrides, options, "run_sweep")
     found = run_request(request, retry_failed, on_change, quiet)
     return load_sweep(found.folder.path, request.base.get("plugins"), found.imports)
 

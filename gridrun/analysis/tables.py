@@ -204,6 +204,12 @@ def axis_value(run: RunSummary, name: str) -> Any:
     return get_nested(run.hyps, name)
 
 
+def _common_value(runs: Sequence[RunSummary], name: str) -> Any:
+    """The runs' value of a key, or the list of each one's where they differ."""
+    values = [axis_value(run, name) for run in runs]
+    return values[0] if all(one == values[0] for one in values) else values
+
+
 def summary_rows(
     runs: Sequence[RunSummary], axes: Sequence[str] | None = None
 ) -> list[Row]:
@@ -221,7 +227,7 @@ def _summary_rows(runs: Sequence[RunSummary], axes: Sequence[str]) -> Iterator[R
         points.setdefault(run.point, []).append(run)
     for repeats in points.values():
         done = [run.metrics() for run in repeats if run.state is RunState.DONE]
-        row: Row = {name: cell(axis_value(repeats[0], name)) for name in axes}
+        row: Row = {name: cell(_common_value(repeats, name)) for name in axes}
         row["n_failed"] = sum(
             run.state in (RunState.FAILED, RunState.DIVERGED) for run in repeats
         )

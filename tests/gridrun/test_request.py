@@ -17,6 +17,7 @@ from gridrun.plan import number_runs, plan_sweep
 from gridrun.plugins import libraries
 from gridrun.request import Request, read_request
 from gridrun.run import RunSpec
+from gridrun.sweep import run_sweep
 
 # hyperparameter reference, sections 1 and 6b
 NEVER_SWEPT = [
@@ -289,6 +290,12 @@ def test_a_malformed_override_is_told_with_the_rest(override: str) -> None:
         "command line",
         "hyperparams",
     ]
+
+
+def test_run_sweep_is_named_for_its_arguments() -> None:
+    """Not a command line that is not there."""
+    with pytest.raises(ConfigError, match="run_sweep: wrkers: unknown hyperparameter"):
+        run_sweep(IMAGES, wrkers=1)
 
 
 def test_an_override_stands_once() -> None:

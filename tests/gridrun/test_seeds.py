@@ -227,6 +227,17 @@ def test_a_run_s_own_file_is_that_run(sweeps: Trains, way: dict[str, Any]) -> No
 
 
 @both_libraries
+def test_a_row_of_replicates_names_them_all(sweeps: Trains) -> None:
+    """Beside runs without bootstrap in the same sweep."""
+    sweeps("a", seed=5)
+    sweep = sweeps("a", seed=5, bootstrap=2)
+    with (sweep.folder.path / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["bootstrap_index"], row["val_loss_n"]) for row in rows]
+    assert found == [("", "1"), ("[0, 1]", "2")]
+
+
+@both_libraries
 def test_a_bootstrap_is_so_many_runs(sweeps: Trains) -> None:
     """Replicate b has seed base + b, its index, and the common split."""
     specs = sweeps.specs(seed=5, bootstrap=3)
