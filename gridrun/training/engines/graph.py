@@ -155,12 +155,14 @@ class Recorder:
         """
         graph = torch.cuda.CUDAGraph()
         around = torch.cuda.current_stream(self.device)
-        mode = "thread_local"  # other threads may go on
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(around),  # comes back also from a capture that fails
-            torch.cuda.graph(graph, self._pool, self._stream, mode),
-        ):
+        capture = torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=self._stream,
+            capture_error_mode="thread_local",  # other threads may go on
+        )
+        # the stream around comes back also from a capture that fails
+        with torch.cuda.device(self.device), torch.cuda.stream(around), capture:
             step()
         replay: Callable[[], None] = graph.replay
         return replay
