@@ -15,6 +15,7 @@ import torch
 from strategies import OF_MOVIE, OF_SWEEP
 from torch import Tensor, nn
 
+from gridrun.config import Hyperparams
 from gridrun.errors import ConfigError
 from gridrun.store import RunFolder
 from gridrun.sweep import Run, run_sweep
@@ -108,8 +109,12 @@ def places(
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine may be used on the CPU; a graph is then its step itself."""
+
+    def chosen(hyps: Hyperparams, device: torch.device) -> str:
+        return "solo" if hyps.engine == "auto" else hyps.engine
+
     for module in (job, trainer, engines):  # the latter for the checks
-        monkeypatch.setattr(module, "chosen_engine", lambda hyps, device: hyps.engine)
+        monkeypatch.setattr(module, "chosen_engine", chosen)
     monkeypatch.setattr(Recorder, "captured", lambda self, step: step)
     monkeypatch.setattr("imgclass.models.channels_last", lambda x: x)  # as on a GPU
 
@@ -394,6 +399,22 @@ def test_no_model_outlives_its_sweep(
     gc.collect()
     assert built
     assert not [one for one in built if one() is not None]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_half_trained_run_stays_with_its_engine(
+    anywhere: None, tmp_path: Path, engine: str
+) -> None:
+    """Another would end in other bits; a finished run stays as it is."""
+    given = {**SMALL, "save_root": str(tmp_path)}
+    (run,) = run_sweep(given, quiet=True).runs()
+    run_sweep({**given, "engine": engine}, quiet=True)
+    assert len(run.folder.read()["attempts"]) == 1
+    run.folder.update(state="interrupted")
+    with pytest.raises(ConfigError, match=f"engine solo, now {engine}"):
+        run_sweep({**given, "engine": engine}, quiet=True)
+    run_sweep({**given, "engine": "auto"}, quiet=True)
+    assert len(run.folder.read()["attempts"]) == 2
 
 
 # --- which engine -----------------------------------------------------------------
