@@ -161,17 +161,7 @@ def read_request(
     Raises:
         ConfigError: With every problem that keeps the files from being understood.
     """
-    base_file = _read(hyperparams, "hyperparams")
-    ranges_file = _read({} if hyperranges is None else hyperranges, "hyperranges")
-    problems = [*base_file.problems, *ranges_file.problems]
-    if base_file.is_read and not isinstance(base_file.content, dict):
-        problems.append(Problem(base_file.name, "", "expected an object of key: value"))
-    grids: tuple[Grid, ...] = (Grid(),)
-    if ranges_file.is_read:
-        grids, wrong = parse_ranges(ranges_file.content)
-        problems += [Problem(ranges_file.name, key, text) for key, text in wrong]
-    if not isinstance(base_file.content, dict):
-        raise_problems(problems)
+    base_file, ranges_file, grids, problems = _read_both(hyperparams, hyperranges)
     base: dict[str, Any] = base_file.content
     sources = {"base": base_file.name, "ranges": ranges_file.name}
     named = [text.partition("=") for text in overrides]
@@ -180,7 +170,6 @@ def read_request(
     problems += absent
     if absent:  # names of plug-ins would be called unknown
         raise_problems(problems)
-    problems += [Problem(base_file.name, *one) for one in given_twice(base)]
     library = _choose_library({**base, **early, "plugins": folder}, grids)
     try:
         base = resolve_paths(base, library.schema, base_file.folder)
@@ -207,6 +196,30 @@ def read_request(
         problems=tuple(problems),
         plugins=folder,
     )
+
+
+def _read_both(
+    hyperparams: str | Path | Mapping[str, Any],
+    hyperranges: str | Path | Mapping[str, Any] | Sequence[Any] | None,
+) -> tuple[_File, _File, tuple[Grid, ...], list[Problem]]:
+    """Both files, the grids of the second, and what is wrong.
+
+    Raises:
+        ConfigError: If the first holds no keys.
+    """
+    base = _read(hyperparams, "hyperparams")
+    ranges = _read({} if hyperranges is None else hyperranges, "hyperranges")
+    problems = [*base.problems, *ranges.problems]
+    if base.is_read and not isinstance(base.content, dict):
+        problems.append(Problem(base.name, "", "expected an object of key: value"))
+    grids: tuple[Grid, ...] = (Grid(),)
+    if ranges.is_read:
+        grids, wrong = parse_ranges(ranges.content)
+        problems += [Problem(ranges.name, key, text) for key, text in wrong]
+    if not isinstance(base.content, dict):
+        raise_problems(problems)
+    problems += [Problem(base.name, *one) for one in given_twice(base.content)]
+    return base, ranges, grids, problems
 
 
 def _plugins(
