@@ -92,12 +92,12 @@ def make_optimizer(
     try:
         optimizer: Optimizer = kind(parameters, **arguments)
     except Exception as error:
-        reason = place_free(error)
+        reason = reason_of(error)
         raise ConfigError(f"optimizer_args: {hyps.optimizer}: {reason}") from error
     return optimizer
 
 
-def place_free(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What an error says; of those that do not say, their kind as well."""
     if isinstance(error, ConfigError | ValueError | TypeError | RuntimeError):
         return str(error)
@@ -128,7 +128,7 @@ def try_optimizer(hyps: Hyperparams) -> None:
             parameter.grad = torch.ones(2, 2)
             optimizer.step()
     except Exception as error:
-        reason = place_free(error)
+        reason = reason_of(error)
         text = f"{hyps.optimizer} fails when it steps: {reason}"
         raise ConfigError(f"optimizer_args: {text}") from error
 
@@ -169,7 +169,7 @@ def make_scheduler(
         scheduler: lr_scheduler.LRScheduler = kind(optimizer, **arguments)
         plain(scheduler.state_dict())
     except Exception as error:
-        raise ConfigError(f"scheduler_args: {name}: {place_free(error)}") from error
+        raise ConfigError(f"scheduler_args: {name}: {reason_of(error)}") from error
     return scheduler
 
 
